@@ -1,0 +1,115 @@
+"""Running models over sets of examples, and scoring them against the original."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx_netadapt.inputs import Data, Feeds, Indices
+from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.ir.graph import Graph
+from onnx_netadapt.metrics import Metric, Outputs
+from onnx_netadapt.profiler import Target
+
+Array = NDArray[Any]
+
+BATCH = 32
+REFERENCE_BYTES = 400_000_000
+"""Outputs of the original are kept up to this size, and worked out anew for each use beyond it."""
+
+
+def batch_size(graph: Graph) -> int:
+    """The model's fixed batch size, or the one that is used when it takes any."""
+    fixed = [port.dims[0] for port in graph.inputs if port.dims and port.dims[0] is not None]
+    return fixed[0] if fixed else BATCH
+
+
+def fixed_feeds(data: Data, indices: Indices, graph: Graph) -> Iterator[tuple[Feeds, Array | None, int]]:
+    """Batches with labels and the number of real examples; the last one is filled up where the batch size is fixed."""
+    size = batch_size(graph)
+    fixed = any(port.dims and port.dims[0] is not None for port in graph.inputs)
+    for start in range(0, len(indices), size):
+        at = indices[start : start + size]
+        filled = np.resize(at, size) if fixed else at
+        for feeds, _ in data.batches(filled, size):
+            yield feeds, None if data.labels is None else data.labels[at], len(at)
+
+
+class Runner:
+    """A model in ONNX Runtime with all cores, for throughput; latency is the profiler's business."""
+
+    def __init__(self, model: onnx.ModelProto | bytes) -> None:
+        self._session = Target(threads=os.cpu_count() or 1).session(model)
+
+    def __call__(self, feeds: Feeds) -> list[Array]:
+        """The outputs for one batch."""
+        outputs: list[Array] = self._session.run(None, feeds)
+        return outputs
+
+
+class Evaluator:
+    """Scores of models on one set of examples, by one metric, against the original."""
+
+    def __init__(self, graph: Graph, data: Data, indices: Indices, metric: Metric) -> None:
+        if metric.labelled and data.labels is None:
+            raise InputError(f"metric {metric.name} needs labels, but {data.origin} has none; choose another --metric")
+        self.graph, self.data, self.indices, self.metric = graph, data, indices, metric
+        self._original = Runner(graph.model)
+        self._kept: list[list[Array]] | None = []
+        self._batches: list[tuple[Feeds, Array | None, int]] = []
+        self._fill()
+
+    def _fill(self) -> None:
+        """Keeps the original's outputs and the batches when they are small enough."""
+        held = 0
+        for feeds, labels, count in fixed_feeds(self.data, self.indices, self.graph):
+            outputs = self._original(feeds)
+            held += sum(array.nbytes for array in (*outputs, *feeds.values()))
+            if self._kept is None or held > REFERENCE_BYTES:
+                self._kept, self._batches = None, []
+                return
+            self._kept.append(outputs)
+            self._batches.append((feeds, labels, count))
+
+    def _reference(self) -> Iterator[tuple[Feeds, Array | None, int, list[Array]]]:
+        if self._kept is not None:
+            for (feeds, labels, count), outputs in zip(self._batches, self._kept, strict=True):
+                yield feeds, labels, count, outputs
+            return
+        for feeds, labels, count in fixed_feeds(self.data, self.indices, self.graph):
+            yield feeds, labels, count, self._original(feeds)
+
+    def score(self, model: onnx.ModelProto | bytes) -> float:
+        """The metric's mean over the set; minus infinity when the model gives numbers that are not finite."""
+        run = Runner(model)
+        total, seen = 0.0, 0
+        outputs_seen: list[list[Array]] = []
+        labels_seen: list[Array] = []
+        for feeds, labels, count, original in self._reference():
+            outputs = run(feeds)
+            if self.metric.whole is not None:
+                outputs_seen.append([array[:count] for array in outputs])
+                labels_seen += [] if labels is None else [labels]
+                continue
+            assert self.metric.per_example is not None
+            total += float(np.sum(_per_example(self.metric, outputs, original, labels, count)))
+            seen += count
+        if self.metric.whole is not None:
+            joined = [np.concatenate(parts) for parts in zip(*outputs_seen, strict=True)]
+            return self.metric.whole(joined, np.concatenate(labels_seen) if labels_seen else None)
+        mean = total / max(seen, 1)
+        return mean if np.isfinite(mean) else float("-inf")
+
+
+def _per_example(metric: Metric, outputs: Outputs, original: Outputs, labels: Array | None, count: int) -> Array:
+    """One value per real example; a model whose outputs do not count examples is one example per batch."""
+    assert metric.per_example is not None
+    examples = len(outputs[0]) if outputs and outputs[0].ndim else 0
+    if examples < count:
+        one = [np.asarray(array)[None] for array in outputs], [np.asarray(array)[None] for array in original]
+        return np.repeat(metric.per_example(*one, labels), count)
+    return metric.per_example(
+        [array[:count] for array in outputs], [array[:count] for array in original], labels
+    )

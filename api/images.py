@@ -1,0 +1,105 @@
+"""Images as data: folders of them, decoded when they are asked for, and bytes of images in arrays.
+
+A sub-folder is a class. Names that are all numbers are the class index; others are numbered in the order
+of their names.
+Images directly in the folder have no labels. Hidden files, and files that are no images by their suffix,
+are passed over.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from onnx_netadapt.inputs import Array, Data, Feeds, Indices, ModelInput
+from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.preprocess import Preprocess, fitted_to, parsed
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def folder_data(folder: Path, wanted: dict[str, ModelInput], preprocess: str | None) -> Data:
+    """The images of a folder for a model with one image input; InputError where folder or first image do not fit."""
+    if len(wanted) != 1:
+        raise InputError(
+            f"{folder}: a folder of images cannot feed a model with {len(wanted)} inputs ({', '.join(wanted)}); "
+            "give an .npz with one array for each"
+        )
+    (target,) = wanted.values()
+    paths, labels, warnings = _listed(folder)
+    recipe = fitted_to(parsed(preprocess), target)
+    if preprocess is None and target.dtype.kind not in "iu":
+        warnings += (
+            f"{folder}: no --preprocess, so bytes are divided by 255 and nothing else; "
+            "if the model was trained otherwise (for example --preprocess imagenet), all scores are wrong",
+        )
+
+    def read(indices: Indices) -> Feeds:
+        return {target.name: _decoded([paths[i] for i in indices], recipe)}
+
+    read(np.zeros(1, dtype=np.int64))  # what does not fit is said now, not in the middle of the work
+    return Data(len(paths), labels, read, origin=f"{len(paths)} images of {folder}", warnings=warnings)
+
+
+def array_numbers(pixels: npt.NDArray[np.uint8], recipe: Preprocess, where: str) -> Array:
+    """The model's input made of bytes (n, H, W, C) or (n, H, W); InputError where they are no images."""
+    from PIL import Image
+
+    if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):
+        raise InputError(
+            f"{where} has shape {pixels.shape}: --preprocess takes bytes as (n, H, W, 1 or 3), or (n, H, W) for grey; "
+            "transpose the array"
+        )
+    flat = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
+    return recipe.numbers([Image.fromarray(np.ascontiguousarray(one)) for one in flat], where)
+
+
+def _decoded(paths: Sequence[Path], recipe: Preprocess) -> Array:
+    from PIL import Image
+
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as opened:
+                opened.load()
+                images.append(opened)
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+            raise InputError(f"{path}: cannot be read as an image ({e}); repair or remove it") from e
+    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    return recipe.numbers(images, where)
+
+
+def _listed(folder: Path) -> tuple[list[Path], npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    """Paths, their class indices (None for a flat folder), warnings."""
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    flat, classes = [p for p in entries if _is_image(p)], [p for p in entries if p.is_dir()]
+    members = {sub: sorted(p for p in sub.rglob("*") if _is_image(p)) for sub in classes}
+    inside = sum(map(len, members.values()))
+    if flat and inside:
+        raise InputError(
+            f"{folder}: {len(flat)} images beside {len(classes)} folders of images: are the folders classes or not? "
+            "move either elsewhere"
+        )
+    if not flat and not inside:
+        raise InputError(f"{folder}: no images in it ({', '.join(SUFFIXES)}); is it the right folder?")
+    if flat:
+        return flat, None, ()
+    indices = _class_indices(folder, classes)
+    order = sorted(classes, key=lambda sub: indices[sub.name])
+    labels = np.array([indices[sub.name] for sub in order for _ in members[sub]], dtype=np.int64)
+    warnings = (f"{folder}: one folder only, so all images are class {labels[0]}",) if len(classes) == 1 else ()
+    return [p for sub in order for p in members[sub]], labels, warnings
+
+
+def _class_indices(folder: Path, classes: Sequence[Path]) -> dict[str, int]:
+    names = [sub.name for sub in classes]
+    if not all(name.isdecimal() for name in names):
+        return {name: index for index, name in enumerate(sorted(names))}
+    indices = {name: int(name) for name in names}
+    if len(set(indices.values())) < len(names):
+        raise InputError(f"{folder}: two folders have the same class number, among {', '.join(names)}; rename one")
+    return indices
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()

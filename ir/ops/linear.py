@@ -1,0 +1,118 @@
+"""Matrix products: Gemm, MatMul and its relatives, Einsum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..graph import Shape
+from . import MICROSOFT, OpRule, Scope, View
+from .elementwise import broadcast_into
+
+
+def relate_gemm(s: Scope) -> None:
+    """Y = A' B' + C with either factor transposed; C is broadcast to Y."""
+    a = "K M" if s.attr("transA", 0) else "M K"
+    b = "O K" if s.attr("transB", 0) else "K O"
+    s.signature(f"{a}, {b} -> M O")
+    if s.has(2):
+        broadcast_into(s, (2,))
+
+
+def relate_matmul(s: Scope) -> None:
+    """Y[..., t, o] = sum over k of A[..., t, k] * B[..., k, o]; one-dimensional operands as numpy has them."""
+    relate_product(s, 0, 1)
+
+
+def relate_product(s: Scope, left: int, right: int) -> None:
+    """The relations of a matrix product of two inputs into output 0; further inputs are scalars."""
+    rank_a, rank_b = s.rank(left), s.rank(right)
+    if 0 in (rank_a, rank_b):
+        raise ShapeError("a matrix product of a scalar")
+    a = "K" if rank_a == 1 else "... T K"
+    b = "K" if rank_b == 1 else "... K O" if rank_b > 2 else "K O"
+    leading = "... " if max(rank_a, rank_b) > 2 or (rank_a == 2 and len(s.out_shape()) > 2) else ""
+    y = leading + " ".join(name for name, given in (("T", rank_a > 1), ("O", rank_b > 1)) if given)
+    if rank_a == 2:
+        a = "T K"
+    operands = ["_"] * len(s.node.inputs)
+    operands[left], operands[right] = a, b
+    s.signature(f"{', '.join(operands)} -> {y}")
+
+
+def macs_product(view: View, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """Output elements times the length of the contracted axis."""
+    transposed = bool(view.attr("transA", 0)) and len(ins[0]) > 1
+    return int(np.prod(outs[0], dtype=np.int64)) * (ins[0][-2] if transposed else ins[0][-1])
+
+
+def relate_fused_matmul(s: Scope) -> None:
+    """com.microsoft.FusedMatMul: a MatMul whose last two axes may be transposed."""
+    a = "... K T" if s.attr("transA", 0) else "... T K"
+    b = "... O K" if s.attr("transB", 0) else "... K O"
+    s.signature(f"{a}, {b} -> ... T O")
+
+
+def relate_fused_gemm(s: Scope) -> None:
+    """com.microsoft.FusedGemm: a Gemm with an activation behind it."""
+    relate_gemm(s)
+
+
+def relate_qlinear_matmul(s: Scope) -> None:
+    """QLinearMatMul: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero; per-column scales of b follow."""
+    relate_product(s, 0, 3)
+    for slot in (4, 5):
+        if s.has(slot) and s.rank(slot) >= 1 and s.shape(slot)[-1] > 1:
+            s.same(s.inp(slot, -1), s.out(-1))
+
+
+def relate_matmul_integer(s: Scope) -> None:
+    """MatMulInteger: a, b, a_zero, b_zero; per-column zero points of b follow."""
+    relate_product(s, 0, 1)
+    if s.has(3) and s.rank(3) >= 1 and s.shape(3)[-1] > 1:
+        s.same(s.inp(3, -1), s.out(-1))
+
+
+def relate_einsum(s: Scope) -> None:
+    """Einsum: the equation is a signature already."""
+    equation = str(s.attr("equation")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    operands = left.split(",")
+    if not arrow:
+        letters = sorted(set("".join(operands)) - {",", "."})
+        right = ("..." if "..." in left else "") + "".join(c for c in letters if left.count(c) == 1)
+    if any(len(set(term.replace("...", ""))) < len(term.replace("...", "")) for term in (*operands, right)):
+        raise ShapeError(f"equation '{equation}' takes a diagonal")
+    s.signature(f"{', '.join(map(_term, operands))} -> {_term(right)}")
+
+
+def _term(term: str) -> str:
+    lead = "... " if "..." in term else ""
+    names = " ".join(f"L{ord(letter)}" for letter in term.replace("...", ""))
+    return lead + names or "_"
+
+
+def macs_einsum(view: View, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """Output elements times the contracted axes."""
+    left, _, right = str(view.attr("equation")).replace(" ", "").partition("->")
+    sizes = {
+        letter: size
+        for term, shape in zip(left.split(","), ins, strict=True)
+        if "..." not in term
+        for letter, size in zip(term, shape, strict=True)
+    }
+    contracted = [size for letter, size in sizes.items() if letter not in right]
+    return int(np.prod(outs[0], dtype=np.int64)) * int(np.prod(contracted, dtype=np.int64))
+
+
+RULES = {
+    "Gemm": OpRule(relate_gemm, (1, 6, 7, 9, 11, 13), macs=macs_product),
+    "MatMul": OpRule(relate_matmul, (1, 9, 13), macs=macs_product),
+    "MatMulInteger": OpRule(relate_matmul_integer, (10,), macs=macs_product),
+    "QLinearMatMul": OpRule(relate_qlinear_matmul, (10, 21), macs=macs_product),
+    "Einsum": OpRule(relate_einsum, (12, 28), macs=macs_einsum),
+    "FusedMatMul": OpRule(relate_fused_matmul, (1,), macs=macs_product, domain=MICROSOFT),
+    "FusedGemm": OpRule(relate_fused_gemm, (1,), macs=macs_product, domain=MICROSOFT),
+}

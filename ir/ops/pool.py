@@ -1,0 +1,63 @@
+"""Pools and resizes: rows and columns change, channels stay apart."""
+
+from __future__ import annotations
+
+from . import Edit, OpRule, Scope, spatial
+
+
+def relate_pool(s: Scope) -> None:
+    """Pools over rows and columns, global or not."""
+    x, y = spatial("s", s.rank(0)), spatial("p", len(s.out_shape()))
+    s.signature(f"n C{x} -> n C{y}, n C{y}")
+
+
+def relate_resize(s: Scope) -> None:
+    """Resize and Upsample: axes that keep their length keep their channels, the others are mixed."""
+    for axis, (a, b) in enumerate(zip(s.shape(0), s.out_shape(), strict=True)):
+        if a == b:
+            s.same(s.inp(0, axis), s.out(axis))
+        else:
+            s.freeze(s.inp(0, axis), f"{s.node.op_type} along this axis")
+            s.freeze(s.out(axis), f"{s.node.op_type} along this axis")
+
+
+def patch_resize(edit: Edit) -> None:
+    """A `sizes` input follows the channels."""
+    sizes = edit.ints("", 3)
+    if sizes is None:
+        return
+    axes = edit.attr("axes", range(edit.rank(0)))
+    edit.values[3] = edit.value(3)  # type: ignore[assignment]
+    edit.set_ints("", 3, [edit.new_out_shape()[int(axis)] for axis in axes])
+
+
+def relate_roi(s: Scope) -> None:
+    """RoiAlign and MaxRoiPool: boxes of a feature map; channels stay."""
+    s.signature("n C h w, r four, _ -> r C p q" if s.has(2) else "n C h w, r five -> r C p q")
+
+
+def relate_grid_sample(s: Scope) -> None:
+    """GridSample: positions come from the grid, channels stay."""
+    grid = "n" + spatial("p", s.rank(1) - 1 + 1) + " d"
+    s.signature(f"n C{spatial('s', s.rank(0))}, {' '.join(['_'])} -> n C{spatial('q', len(s.out_shape()))}")
+    for axis in s.in_axes(1):
+        s.freeze(axis, f"the grid ({grid}) holds coordinates")
+
+
+_SINCE = {
+    "MaxPool": (1, 8, 10, 11, 12, 22),
+    "AveragePool": (1, 7, 10, 11, 19, 22),
+    "LpPool": (1, 2, 11, 18, 22),
+    "GlobalMaxPool": (1, 22),
+    "GlobalAveragePool": (1, 22),
+    "GlobalLpPool": (1, 2, 22),
+}
+
+RULES = {
+    **{name: OpRule(relate_pool, since) for name, since in _SINCE.items()},
+    "Resize": OpRule(relate_resize, (10, 11, 13, 18, 19), patch_resize),
+    "Upsample": OpRule(relate_resize, (1, 7, 9, 10)),
+    "RoiAlign": OpRule(relate_roi, (10, 16, 22)),
+    "MaxRoiPool": OpRule(relate_roi, (1, 22)),
+    "GridSample": OpRule(relate_grid_sample, (16, 20, 22)),
+}

@@ -1,0 +1,1 @@
+"""Builders of test networks, and the embedded default model with its data."""

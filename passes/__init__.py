@@ -1,0 +1,1 @@
+"""Passes over the graph: coupling, pruning, recovery, fine-tuning, equivalence and search."""

@@ -1,0 +1,276 @@
+"""Pruning: the model with the units that are not kept removed, and the plan that says what went.
+
+1. Every constant is sliced along every axis to the positions that are kept. A constant whose users keep different
+   positions is sliced in place for the first and copied for the others.
+2. Attributes and size inputs follow by the operators' own rules (`OpRule.patch`).
+3. A size that the model computes while it runs follows by itself. Where it would not come out right, the constant that
+   enters the computation is replaced; failing that, the whole vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..ir.errors import PruneError
+from ..ir.graph import Graph, Node, Shape
+from ..ir.ops import known_nodes, rule_for
+from ..ir.ops.sizes import constant_behind
+from ..ir.relate import relations_of
+from ..ir.relations import Axis
+from ..ir.scope import Edit
+from ..ir.shapes import evaluate
+from ..ir.write import Array, Changes, apply
+from .coupling import Coupling, Kept, constant_tensors
+
+Plan = dict[str, Any]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A pruned model and its plan (CONTRACTS section 2)."""
+
+    model: onnx.ModelProto
+    plan: Plan
+
+
+def prune(coupling: Coupling, kept: Kept) -> Pruned:
+    """The model with only the `kept` units of each group (sorted unit numbers; groups not named stay whole).
+
+    Raises PruneError when a group would lose all its units, or a unit number does not exist.
+    """
+    _check(coupling, kept)
+    masks = _Masks(coupling, kept)
+    changes = Changes(shapes=masks.shapes)
+    _slice_constants(coupling.graph, masks, changes)
+    _patch_nodes(coupling.graph, masks, changes)
+    return Pruned(apply(coupling.graph, changes), plan_of(coupling, kept))
+
+
+def _check(coupling: Coupling, kept: Kept) -> None:
+    for name, units in kept.items():
+        if name not in coupling.by_id:
+            raise PruneError(f"there is no group '{name}'; `inspect` lists the groups")
+        total = coupling.by_id[name].units
+        array = np.asarray(units)
+        if len(array) == 0 or len(np.unique(array)) != len(array) or array.min() < 0 or array.max() >= total:
+            raise PruneError(
+                f"group {name} has units 0 to {total - 1}; the {len(array)} units to keep must be distinct, "
+                "within that range, and at least one"
+            )
+
+
+class _Masks:
+    """Kept positions of axes, and the shapes that follow, for one choice of units."""
+
+    def __init__(self, coupling: Coupling, kept: Kept) -> None:
+        self.coupling = coupling
+        self.removed = coupling.removed_units(kept)
+        self.pruned: dict[Axis, Mask] = {}
+        groups = {name for name, units in kept.items() if len(units) < coupling.by_id[name].units}
+        for axis in dict.fromkeys(axis for name in sorted(groups) for axis in coupling.by_id[name].axes):
+            self.pruned[axis] = coupling.positions(axis, self.removed)
+        self.shapes = self._shapes()
+
+    def of(self, axis: Axis) -> Mask:
+        """The kept positions of an axis."""
+        found = self.pruned.get(axis)
+        return np.ones(self.coupling.relations.length(axis), dtype=np.bool_) if found is None else found
+
+    def _shapes(self) -> dict[str, Shape]:
+        graph = self.coupling.graph
+        shapes = dict(graph.shapes)
+        for name in graph.constants:
+            for _, _, use in graph.constant_uses(name):
+                shapes[use] = graph.constants[name].shape
+        changed: dict[str, list[int]] = {}
+        for (name, number), mask in self.pruned.items():
+            changed.setdefault(name, list(shapes[name]))[number] = int(mask.sum())
+        return shapes | {name: tuple(shape) for name, shape in changed.items()}
+
+    def tensors(self) -> frozenset[str]:
+        """Analysis names of tensors that shrink."""
+        return frozenset(name for name, _ in self.pruned)
+
+
+def _slice_constants(graph: Graph, masks: _Masks, changes: Changes) -> None:
+    shrinking = masks.tensors()
+    for name, constant in graph.constants.items():
+        uses = list(graph.constant_uses(name))
+        if not any(use in shrinking for _, _, use in uses):
+            continue
+        variants: dict[tuple[bytes, ...], list[tuple[Node, int]]] = {}
+        for node, slot, use in uses:
+            key = tuple(masks.of((use, axis)).tobytes() for axis in range(len(constant.shape)))
+            variants.setdefault(key, []).append((node, slot))
+        array = constant.array()
+        for number, (key, places) in enumerate(variants.items()):
+            keep = [np.frombuffer(mask, dtype=np.bool_) for mask in key]
+            sliced = _slice(array, keep)
+            if number == 0 and name not in graph.captured():
+                changes.tensors[name] = sliced
+            else:
+                changes.inputs.update({(node.index, slot): sliced for node, slot in places})
+
+
+def _slice(array: Array, keep: list[Mask]) -> Array:
+    for axis, mask in enumerate(keep):
+        if not mask.all():
+            array = np.compress(mask, array, axis=axis)
+    return array
+
+
+def _patch_nodes(graph: Graph, masks: _Masks, changes: Changes) -> None:
+    """Rules 2 and 3."""
+    shrinking, skipped = masks.tensors(), known_nodes(graph)
+    wanted: list[tuple[Node, int, Array]] = []
+    for node in graph.nodes:
+        if node.index in skipped:
+            continue
+        values: dict[int, Array] = {}
+        if any(name in shrinking for name in _analysis_names(graph, node)):
+            edit = Edit(graph, node, masks.of, masks.shapes)
+            rule = rule_for(graph, node)
+            if rule is not None:
+                rule.patch(edit)
+            if edit.attrs:
+                changes.attrs[node.index] = dict(edit.attrs)
+            values = edit.values
+        for slot, name in enumerate(node.inputs):
+            if name in graph.known:
+                values.setdefault(slot, graph.known[name])
+        wanted += [(node, slot, value) for slot, value in values.items()]
+    _settle_values(graph, masks, wanted, changes)
+
+
+def _analysis_names(graph: Graph, node: Node) -> Iterator[str]:
+    yield from (graph.use(node, slot) for slot, name in enumerate(node.inputs) if name)
+    yield from node.outputs
+
+
+def _settle_values(graph: Graph, masks: _Masks, wanted: list[tuple[Node, int, Array]], changes: Changes) -> None:
+    """Makes the inputs that hold sizes come out as wanted."""
+    known = evaluate(graph.model, graph.nodes, graph.constants, masks.shapes, graph.dtypes) if graph.known else {}
+    for node, slot, value in wanted:
+        name = node.inputs[slot] if slot < len(node.inputs) else ""
+        if name in graph.constants:
+            current: Array | None = graph.constants[name].array()
+        else:
+            current = known.get(name)
+        if current is not None and np.array_equal(current, value):
+            continue
+        if name in graph.known and current is not None and current.shape == value.shape:
+            if not _set_elements(graph, node, slot, current, value, changes):
+                changes.inputs[node.index, slot] = _keep_open(graph, name, value)
+        else:
+            changes.inputs[node.index, slot] = value
+
+
+def _set_elements(graph: Graph, node: Node, slot: int, current: Array, value: Array, changes: Changes) -> bool:
+    """Replaces the constants behind the elements that come out wrong; False when there is none behind one."""
+    places = []
+    for element in np.flatnonzero(current.reshape(-1) != value.reshape(-1)).tolist():
+        found = constant_behind(graph, node, slot, element)
+        if found is None:
+            return False
+        places.append((*found, value.reshape(-1)[element]))
+    for reader, place, element, number in places:
+        key = (reader.index, place)
+        new = changes.inputs.get(key, graph.constants[reader.inputs[place]].array()).copy()
+        new.reshape(-1)[element] = number
+        changes.inputs[key] = new
+    return True
+
+
+def _keep_open(graph: Graph, name: str, value: Array) -> Array:
+    """The value to write in place of a computed one: -1 for the one number that depends on an open dimension."""
+    from ..ir.load import load
+
+    opened = {port.name: port.dims for port in graph.inputs if None in port.dims}
+    if not opened:
+        return value
+    other = load(
+        graph.model,
+        shapes={
+            name: tuple(
+                old + 1 if dim is None else dim for dim, old in zip(dims, graph.shapes[name], strict=True)
+            )
+            for name, dims in opened.items()
+        },
+    )
+    moving = np.flatnonzero(other.known.get(name, value).reshape(-1) != graph.known[name].reshape(-1))
+    if len(moving) > 1 or (len(moving) == 1 and (value == -1).any()):
+        raise PruneError(
+            f"the shape '{name}' depends on {len(moving)} open dimensions and on pruned channels; "
+            "fix the input shape with --shape and export the model with that shape"
+        )
+    new = value.copy()
+    new.reshape(-1)[moving] = -1
+    return new
+
+
+def plan_of(coupling: Coupling, kept: Kept) -> Plan:
+    """The plan of a choice of units: for every group its kept units and the constant slices that went."""
+    graph = coupling.graph
+    uses: dict[str, list[tuple[str, Node, bool]]] = {}
+    for name in graph.constants:
+        entries = list(graph.constant_uses(name))
+        for node, _, use in entries:
+            uses.setdefault(use, []).append((name, node, len({other for *_, other in entries}) > 1))
+    consumers = consumer_axes(coupling)
+    weights = {graph.nodes[item.node].index for item in coupling.relations.contracts}
+    groups = []
+    for group in coupling.groups:
+        units = kept.get(group.id)
+        if units is None or len(units) == group.units:
+            continue
+        removed = coupling.removed_units({group.id: units})
+        members = []
+        for axis in group.axes:
+            if axis[0] not in uses:
+                continue
+            name, node, shared = uses[axis[0]][0]
+            gone = np.flatnonzero(~coupling.positions(axis, removed))
+            role = "consumer" if axis in consumers else "producer" if node.index in weights else "carrier"
+            member = {"tensor": name, "axis": axis[1], "role": role, "removed": gone.tolist()}
+            members.append(member | ({"node": node.label} if shared else {}))
+        groups.append(
+            {"id": group.id, "units": group.units, "kept": [int(unit) for unit in units], "members": members}
+        )
+    return {"schema_version": 1, "groups": groups}
+
+
+def consumer_axes(coupling: Coupling) -> frozenset[Axis]:
+    """Axes of constants that are summed over, directly or behind nodes that only carry constants along."""
+    graph, found = coupling.graph, set(coupling.contracted())
+    constant = constant_tensors(graph)
+    cone = [node for node in graph.nodes if node.inputs and all(name in constant for name in node.outputs if name)]
+    skipped = known_nodes(graph)
+    cone = [node for node in cone if node.index not in skipped]
+    if cone:
+        relations = relations_of(graph, cone)
+        edges = [(same.a, same.b) for same in relations.same] + [(take.whole, take.part) for take in relations.takes]
+        edges += [(fold.whole, part) for fold in relations.folds for part in fold.parts]
+        import networkx as nx
+
+        tied: Any = nx.Graph(edges)
+        for axis in list(found):
+            if axis in tied:
+                found |= set(nx.node_connected_component(tied, axis))
+    return frozenset(found)
+
+
+def keep_share(coupling: Coupling, share: float, scores: Mapping[str, Array], minimum: int = 1) -> dict[str, Array]:
+    """The units to keep when every group keeps `share` of its own: those of the highest scores, at least `minimum`."""
+    kept = {}
+    for group in coupling.groups:
+        count = min(group.units, max(minimum, round(group.units * share)))
+        best = np.argsort(-scores[group.id], kind="stable")[:count]
+        kept[group.id] = np.sort(best)
+    return kept

@@ -1,0 +1,162 @@
+"""What all searches share: plain data about choices, costs and steps, and the arithmetic of budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...ir.errors import BudgetError
+from ...ir.graph import Graph
+
+Widths = dict[str, int]
+Costs = Mapping[str, float]
+Score = Callable[[Mapping[str, int]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A group that may be narrowed: `widths` are the widths worth proposing, ascending, the full width last."""
+
+    id: str
+    widths: tuple[int, ...]
+
+
+class Cost(Protocol):
+    """The cost of a network by its widths: a call estimates, `measure` measures the real network whole."""
+
+    def __call__(self, widths: Mapping[str, int], /) -> Costs:
+        """Estimated costs by resource name."""
+
+    def measure(self, widths: Mapping[str, int], /) -> Costs:
+        """Measured costs by resource name; later estimates may be corrected by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One accepted step: the limits it had to meet, what was proposed (group, width, estimate, score), the widths that
+    won, their estimated and measured costs and their score.
+    """
+
+    number: int
+    limits: Mapping[str, float]
+    proposals: tuple[Mapping[str, Any], ...]
+    widths: Mapping[str, int]
+    estimate: Costs
+    measured: Costs
+    score: float
+
+
+class Journal(Protocol):
+    """Where steps are kept: `past` are those of an interrupted run, `add` keeps another one at once."""
+
+    past: Sequence[Step]
+
+    def add(self, step: Step, /) -> None:
+        """Keeps a step."""
+
+
+@dataclass(slots=True)
+class ListJournal:
+    """A journal in memory."""
+
+    past: list[Step] = field(default_factory=list)
+
+    def add(self, step: Step, /) -> None:
+        """Keeps a step."""
+        self.past.append(step)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The widths that meet the budget by measurement, what was measured, and every step on the way."""
+
+    widths: Mapping[str, int]
+    measured: Costs
+    steps: tuple[Step, ...]
+
+
+class Search(Protocol):
+    """The signature of every search."""
+
+    def __call__(
+        self,
+        graph: Graph,
+        groups: Sequence[Choice],
+        cost: Cost,
+        score: Score,
+        budget: Mapping[str, float],
+        *,
+        rng: np.random.Generator,
+        journal: Journal,
+        **options: Any,
+    ) -> SearchResult:
+        """The best network within the budget; BudgetError when there is none."""
+
+
+def full_widths(groups: Sequence[Choice]) -> Widths:
+    """Every group at its original width."""
+    return {group.id: group.widths[-1] for group in groups}
+
+
+def least_widths(groups: Sequence[Choice]) -> Widths:
+    """Every group at its smallest width."""
+    return {group.id: group.widths[0] for group in groups}
+
+
+def over(costs: Costs, budget: Mapping[str, float]) -> dict[str, float]:
+    """The resources that are over their budget, with that budget."""
+    return {name: limit for name, limit in budget.items() if costs[name] > limit}
+
+
+def require_reachable(groups: Sequence[Choice], cost: Cost, budget: Mapping[str, float]) -> None:
+    """Raises BudgetError when even the smallest widths, measured, are over the budget."""
+    if not over(cost(least_widths(groups)), budget):
+        return
+    reachable = cost.measure(least_widths(groups))
+    missed = over(reachable, budget)
+    if missed:
+        parts = ", ".join(f"{name} {reachable[name]:.6g} (budget {limit:.6g})" for name, limit in missed.items())
+        raise BudgetError(
+            f"the budget cannot be met: with every group at its smallest width the model still costs {parts}; "
+            "raise the budget, lower --min-keep, or see `inspect` for what cannot be pruned"
+        )
+
+
+WIDEN_BELOW = 0.97
+"""A result below this share of every budget is widened again."""
+
+
+def give_back(
+    groups: Sequence[Choice], cost: Cost, score: Score, budget: Mapping[str, float], widths: Widths, measured: Costs
+) -> tuple[Widths, Costs, list[tuple[Widths, Costs]]]:
+    """Widens groups while the measured cost stays within the budget: steps overshoot, and unused budget is accuracy.
+
+    DEVIATION: the paper stops at the first network within the budget. Returns the widths, their measured costs, and
+    the networks accepted on the way.
+    """
+    accepted: list[tuple[Widths, Costs]] = []
+    barred: set[tuple[str, int]] = set()
+    while all(measured[name] < WIDEN_BELOW * limit for name, limit in budget.items()):
+        wider = []
+        for group in groups:
+            index = group.widths.index(widths[group.id])
+            for width in group.widths[index + 1 :]:
+                candidate = widths | {group.id: width}
+                if (group.id, width) in barred or over(cost(candidate), budget):
+                    break
+                wider.append((group.id, candidate))
+        # the widest step that fits for each group is the one worth scoring
+        last = dict(wider)
+        if not last:
+            break
+        name, best = max(last.items(), key=lambda item: score(item[1]))
+        found = cost.measure(best)
+        if over(found, budget):
+            barred.add((name, best[name]))
+            continue
+        widths, measured = best, found
+        accepted.append((widths, measured))
+    return widths, measured, accepted

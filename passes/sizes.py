@@ -1,0 +1,116 @@
+"""Sizes of a pruned network by widths, without building it: shapes, multiply-accumulates, parameters, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.graph import Graph, Node, Shape
+from ..ir.ops import known_nodes, rule_for
+from ..ir.ops import View
+from ..ir.relations import Axis
+from .coupling import Coupling
+
+Order = Mapping[str, NDArray[np.int64]]
+"""For each group its units from the last to be removed to the first."""
+
+
+def kept_units(order: Order, widths: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
+    """The units to keep for the given widths: the first of each group's order, sorted."""
+    return {name: np.sort(order[name][:width]) for name, width in widths.items()}
+
+
+class Sizes:
+    """Sizes by widths for one nested order of every group; lengths of axes are remembered."""
+
+    def __init__(self, coupling: Coupling, order: Order) -> None:
+        self.coupling = coupling
+        self._rank = np.full(len(coupling.unit_group) + 1, -1, dtype=np.int64)
+        for group in coupling.groups:
+            start = coupling.first_unit[group.id]
+            self._rank[start + np.asarray(order[group.id])] = np.arange(group.units)
+        self._names = [group.id for group in coupling.groups]
+        self._full = {group.id: group.units for group in coupling.groups}
+        self._axes = {axis: self._parts(rows) for axis, rows in coupling.layers.items()}
+        self._lengths: dict[tuple[Axis, tuple[int, ...]], int] = {}
+        self._constant_uses = [
+            (use, constant.shape, constant.proto.data_type)
+            for name, constant in coupling.graph.constants.items()
+            for _, _, use in list(coupling.graph.constant_uses(name))[:1]
+        ]
+        skipped = known_nodes(coupling.graph)
+        self._nodes = [node for node in coupling.graph.nodes if node.index not in skipped]
+
+    def _parts(self, rows: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
+        """Groups on an axis; for each layer and position the place of its group among them, and the unit's rank."""
+        groups = np.where(rows >= 0, self.coupling.unit_group[rows], -1)
+        present = np.unique(groups[groups >= 0])
+        place = np.searchsorted(present, groups).clip(0, len(present) - 1)
+        return tuple(self._names[number] for number in present), place, np.where(rows >= 0, self._rank[rows], -1)
+
+    def length(self, axis: Axis, widths: Mapping[str, int]) -> int:
+        """The number of kept positions of an axis."""
+        names, place, rank = self._axes[axis]
+        key = (axis, tuple(widths.get(name, self._full[name]) for name in names))
+        found = self._lengths.get(key)
+        if found is None:
+            found = int((rank < np.array(key[1])[place]).all(axis=0).sum())
+            self._lengths[key] = found
+        return found
+
+    def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
+        """The shape of every tensor, constants by their analysis names and by their own."""
+        graph = self.coupling.graph
+        changed: dict[str, list[int]] = {}
+        for name, number in self._axes:
+            base = name if name in graph.shapes else name.rpartition("@")[0]
+            changed.setdefault(name, list(graph.shapes[base]))[number] = self.length((name, number), widths)
+        shapes = dict(graph.shapes) | {name: tuple(shape) for name, shape in changed.items()}
+        for name in changed:
+            if name not in graph.shapes:
+                shapes[name.rpartition("@")[0]] = shapes[name]
+        return shapes
+
+    def macs(self, widths: Mapping[str, int]) -> int:
+        """Multiply-accumulates of one run at the graph's input shapes."""
+        return sum(self.node_macs(self.shapes(widths)).values())
+
+    def node_macs(self, shapes: Mapping[str, Shape]) -> dict[int, int]:
+        """Multiply-accumulates of every node that has any, by node index."""
+        graph = self.coupling.graph
+        found = {}
+        for node in self._nodes:
+            count = _node_macs(graph, node, shapes)
+            if count:
+                found[node.index] = count
+        return found
+
+    def params(self, widths: Mapping[str, int]) -> int:
+        """Elements of all float constants."""
+        shapes = self.shapes(widths)
+        return sum(int(np.prod(shapes.get(use, shape))) for use, shape, dtype in self._constant_uses if dtype != 7)
+
+    def weight_bytes(self, widths: Mapping[str, int]) -> int:
+        """Bytes of all constants."""
+        from onnx import helper
+
+        shapes = self.shapes(widths)
+        return sum(
+            int(np.prod(shapes.get(use, shape))) * helper.tensor_dtype_to_np_dtype(dtype).itemsize
+            for use, shape, dtype in self._constant_uses
+        )
+
+
+def _node_macs(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> int:
+    rule: Any = rule_for(graph, node)
+    if rule is None:
+        return 0
+    ins = [shapes.get(graph.use(node, slot), shapes.get(name, ())) for slot, name in enumerate(node.inputs)]
+    outs = [shapes.get(name, ()) for name in node.outputs]
+    try:
+        return int(rule.macs(View(graph, node), ins, outs))
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 0

@@ -1,0 +1,184 @@
+"""How long a model takes, and how sure that is.
+
+Rules (they follow from measurements of ONNX Runtime on shared machines):
+1. One thread on the CPU provider: the calling thread does all the work, and its CPU time repeats within some percent
+   even when the processor is shared, so CPU time is the clock. Otherwise wall time is the clock.
+2. Both clocks are read around every run, so that a busy machine is seen (`Latency.busy`), whatever the clock.
+3. The first runs allocate memory and fill caches; they are never counted.
+4. Models to be compared run in alternating bursts, so that a drift of the machine meets all of them alike. The first
+   run of a burst finds the other model's data in the caches and is not counted.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ir.errors import ProfileError, TargetError
+from .target import Model, Target
+
+_BURST = 5
+
+Feeds = Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """The two clocks, in nanoseconds; tests pass their own."""
+
+    cpu: Callable[[], int] = time.thread_time_ns
+    wall: Callable[[], int] = time.perf_counter_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds per run: median and the 10th and 90th percentile on `clock` ("cpu" or "wall")."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    clock: str
+    wall_median_ms: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work on the machine disturbed the runs (wall time well above CPU time, or a wide spread)."""
+        if self.clock == "cpu":
+            return self.wall_median_ms > 1.15 * self.median_ms + 0.02
+        return self.p90_ms > 1.5 * self.p10_ms + 0.02
+
+    def __str__(self) -> str:
+        note = " (busy machine)" if self.busy else ""
+        return f"{self.median_ms:.3f} ms [{self.p10_ms:.3f} to {self.p90_ms:.3f}, {self.runs} runs, {self.clock}]{note}"
+
+
+@dataclass(slots=True)
+class Samples:
+    """Raw nanoseconds of every counted run on both clocks."""
+
+    cpu: list[int] = field(default_factory=list)
+    wall: list[int] = field(default_factory=list)
+
+    def summary(self, clock: str) -> Latency:
+        """The Latency of these samples; the wall median is always that of the wall clock."""
+        chosen = self.cpu if clock == "cpu" else self.wall
+        if not chosen:
+            raise ProfileError("no run was counted: ask for at least one run")
+        p10, p50, p90 = np.percentile(chosen, [10, 50, 90]) / 1e6
+        return Latency(float(p50), float(p10), float(p90), len(chosen), clock, float(np.median(self.wall)) / 1e6)
+
+
+def clock_of(target: Target) -> str:
+    """The name of the clock to trust on `target` (rule 1)."""
+    return "cpu" if target.threads == 1 and target.provider == "CPUExecutionProvider" else "wall"
+
+
+def measure(
+    model: Model,
+    target: Target,
+    feeds: Feeds,
+    *,
+    min_runs: int = 20,
+    min_seconds: float = 0.5,
+    warm_up: int = 3,
+    clocks: Clocks | None = None,
+) -> Latency:
+    """The latency of one model on `target` over at least `min_runs` runs and `min_seconds`, after `warm_up` runs."""
+    return measure_many(
+        [model], target, [feeds], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks
+    )[0]
+
+
+def measure_many(
+    models: Sequence[Model],
+    target: Target,
+    feeds: Sequence[Feeds],
+    *,
+    min_runs: int = 20,
+    min_seconds: float = 0.5,
+    warm_up: int = 3,
+    clocks: Clocks | None = None,
+) -> tuple[Latency, ...]:
+    """The latencies of several models, run in alternation (rule 4); `min_seconds` is meant per model."""
+    runs = [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
+    samples = collect(runs, min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks or Clocks())
+    return tuple(s.summary(clock_of(target)) for s in samples)
+
+
+def measure_against(
+    reference: Callable[[], object],
+    run: Callable[[], object],
+    target: Target,
+    *,
+    min_runs: int = 20,
+    min_seconds: float = 0.2,
+    clocks: Clocks | None = None,
+) -> tuple[Latency, float]:
+    """The latency of `run`, and how many times that of `reference` it is, from alternating bursts (rule 4).
+
+    The ratio is the median over pairs of neighbouring bursts: it holds even if the machine's speed changes meanwhile.
+    """
+    pair = collect(
+        [reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=3, clocks=clocks or Clocks(), burst=_BURST
+    )
+    clock = clock_of(target)
+    return pair[1].summary(clock), paired_ratio(pair[0], pair[1], clock)
+
+
+def paired_ratio(reference: Samples, other: Samples, clock: str, burst: int = _BURST) -> float:
+    """The median over bursts of (median of the other's burst) / (median of the reference's burst beside it)."""
+    a, b = (s.cpu if clock == "cpu" else s.wall for s in (reference, other))
+    count = min(len(a), len(b)) // burst
+    if not count:
+        raise ProfileError(f"a paired ratio needs {burst} runs of each model, got {len(a)} and {len(b)}")
+    medians = [np.median(np.reshape(x[: count * burst], (count, burst)), axis=1) for x in (a, b)]
+    return float(np.median(medians[1] / np.maximum(medians[0], 1)))
+
+
+def runner(model: Model, target: Target, feeds: Feeds) -> Callable[[], object]:
+    """A function that runs `model` once on `target` with `feeds`; it raises TargetError if the run fails."""
+    session = target.session(model)
+    inputs = dict(feeds)
+
+    def run() -> object:
+        try:
+            return session.run(None, inputs)
+        except Exception as error:  # onnxruntime has no common error class
+            raise TargetError(f"{target} cannot run the model: {str(error).splitlines()[0]}") from error
+
+    return run
+
+
+def collect(
+    runs: Sequence[Callable[[], object]],
+    *,
+    min_runs: int,
+    min_seconds: float,
+    warm_up: int,
+    clocks: Clocks,
+    burst: int = _BURST,
+) -> list[Samples]:
+    """Samples of every function in `runs`, called in alternating bursts until each has its runs and seconds."""
+    samples = [Samples() for _ in runs]
+    for run in runs:
+        for _ in range(warm_up):
+            run()
+    skipped = 1 if len(runs) > 1 else 0
+    needed_ns = min_seconds * 1e9
+    while any(len(s.wall) < min_runs or sum(s.wall) < needed_ns for s in samples):
+        for run, into in zip(runs, samples, strict=True):
+            for _ in range(skipped):
+                run()
+            for _ in range(burst):
+                _timed(run, into, clocks)
+    return samples
+
+
+def _timed(run: Callable[[], object], into: Samples, clocks: Clocks) -> None:
+    wall, cpu = clocks.wall(), clocks.cpu()
+    run()
+    into.cpu.append(clocks.cpu() - cpu)
+    into.wall.append(clocks.wall() - wall)

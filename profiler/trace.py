@@ -1,0 +1,133 @@
+"""One profiled session: the graph that ONNX Runtime executes, and the time of each of its nodes, in place.
+
+1. Every node of the model's copy is named after its first output tensor: names survive optimization or turn into
+   names that start with them, and tensor names are unique in a graph.
+2. The optimized graph is saved by the profiled session itself, so that both speak of the same nodes. A second session
+   stops after fusion, before layouts change: there tensors still have their original names.
+3. Durations are whole microseconds of wall time, inflated by about 2 us per node. The first runs are dropped; the
+   statistic is the mean of the lower half: a mean because integers quantise, the lower half because a preempted run
+   adds milliseconds to one node.
+4. Nodes inside subgraphs are part of the time of the node that holds them.
+"""
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..ir.errors import ProfileError, TargetError
+from .target import Target
+from .timing import Feeds
+
+_SUFFIX = "_kernel_time"
+_INNER = "inner:"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """The time of one executed node: lower-half mean in microseconds, and the element types of its outputs."""
+
+    us: float
+    runs: int
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What was executed: the fused graph, the final graph (None: the provider compiles it), times by node name."""
+
+    original: onnx.GraphProto
+    fused: onnx.GraphProto | None
+    final: onnx.GraphProto | None
+    times: Mapping[str, NodeTime]
+
+
+def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int = 25, warm_up: int = 4) -> Trace:
+    """The Trace of `model` over `runs` counted runs; raises TargetError if the target cannot run it."""
+    named = named_copy(model)
+    with tempfile.TemporaryDirectory(prefix="netadapt-") as folder:
+        final_path, prefix = str(Path(folder, "final.onnx")), str(Path(folder, "profile"))
+        final = _saves_graph(named, target, final_path)
+        session = target.session(named, profile_prefix=prefix, optimized_path=final_path if final else None)
+        try:
+            for _ in range(warm_up + runs):
+                session.run(None, dict(feeds))
+        except Exception as error:  # onnxruntime has no common error class
+            raise TargetError(f"{target} cannot run the model: {str(error).splitlines()[0]}") from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        final_graph = onnx.load(final_path, load_external_data=False).graph if final else None
+    return Trace(named.graph, final, final_graph, node_times(events, warm_up))
+
+
+def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` in which every node is named after its first output (rule 1)."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        node.name = node_id(node)
+        _name_inner(node)
+    return copy
+
+
+def node_id(node: onnx.NodeProto) -> str:
+    """The name of the node's first output that has one: what identifies a node in this package."""
+    return next((name for name in node.output if name), node.name)
+
+
+def tensors_read(node: onnx.NodeProto) -> list[str]:
+    """All tensors that a node reads, those read from inside its subgraphs included ("": an input left out)."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names += [t for inner in graph.node for t in tensors_read(inner)]
+    return names
+
+
+def _name_inner(node: onnx.NodeProto) -> None:
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                inner.name = _INNER + node_id(inner)
+                _name_inner(inner)
+
+
+def _saves_graph(model: onnx.ModelProto, target: Target, path: str) -> onnx.GraphProto | None:
+    """The graph after fusion and before layout changes, or None if the provider compiles it and cannot save it."""
+    try:
+        target.session(model, optimized_path=path, fusions_only=True)
+    except TargetError as error:
+        if "compiled" in str(error).lower():
+            return None
+        raise
+    return onnx.load(path, load_external_data=False).graph
+
+
+def node_times(events: Iterable[Mapping[str, Any]], warm_up: int) -> dict[str, NodeTime]:
+    """The NodeTime of every node of the outer graph in a list of ONNX Runtime profile events (rules 3 and 4)."""
+    durations: dict[str, list[int]] = defaultdict(list)
+    types: dict[str, tuple[str, ...]] = {}
+    for event in events:
+        name = event["name"]
+        if event.get("cat") != "Node" or not name.endswith(_SUFFIX) or name.startswith(_INNER):
+            continue
+        key = name[: -len(_SUFFIX)]
+        durations[key].append(event["dur"])
+        types.setdefault(key, _types(event.get("args", {})))
+    if not durations:
+        raise ProfileError("the profile has no node events: this provider gives no per-node times")
+    return {k: NodeTime(lower_half_mean(d[warm_up:] or d), len(d) - warm_up, types[k]) for k, d in durations.items()}
+
+
+def lower_half_mean(durations: Sequence[float]) -> float:
+    """The mean of the smaller half (rounded up) of the durations."""
+    return float(np.sort(durations)[: (len(durations) + 1) // 2].mean())
+
+
+def _types(args: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(next(iter(shape), "") for shape in args.get("output_type_shape", ()))
