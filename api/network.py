@@ -17,6 +17,13 @@ from onnx_netadapt.passes.search import Choice
 from onnx_netadapt.passes.sizes import Order, Sizes, kept_units
 from onnx_netadapt.profiler import Granularity, Network
 
+def by_weight(coupling: Coupling) -> "Narrowing":
+    """The graph with its units ordered by the norms of their weights: no data needed."""
+    from onnx_netadapt.passes.importance import weight_order
+
+    return Narrowing(coupling, {name: found.order for name, found in weight_order(coupling).items()})
+
+
 LEVELS = 24
 """Widths of a group that are proposed when no target says which ones are worth it."""
 

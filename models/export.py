@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx
 
+from ..ir.errors import InputError
 from .spec import Architecture
 
 if TYPE_CHECKING:
@@ -79,14 +80,23 @@ def to_onnx(
     """`module` as an ONNX model with the input and output names of `architecture`, traced at the shapes of its inputs.
 
     `dynamic_batch` leaves the first axis of every input open (and traces two samples, because the exporters take a
-    batch of one for a constant). "dynamo" needs the package onnxscript. What an exporter cannot do it raises itself.
+    batch of one for a constant). "torchscript" writes opsets 7 to 20, "dynamo" 18 and later, and needs onnxscript.
+    Raises `InputError` for another exporter, or where the exporter wrote another opset than asked for; what an exporter
+    cannot do otherwise it raises itself.
     """
     import torch
 
+    if exporter not in _EXPORTERS:
+        raise InputError(f"no exporter '{exporter}' for '{architecture.name}': choose one of {', '.join(_EXPORTERS)}")
     batch = 2 if dynamic_batch else None
     example = tuple(torch.from_numpy(x) for x in architecture.example_inputs(batch=batch).values())
     with _quiet_exporters():
-        return _EXPORTERS[exporter](module, example, architecture, opset, dynamic_batch)
+        model = _EXPORTERS[exporter](module, example, architecture, opset, dynamic_batch)
+    written = {entry.domain: entry.version for entry in model.opset_import}[""]
+    if written != opset:  # the newer exporter says nothing when it cannot go down
+        where = f"'{architecture.name}' through '{exporter}'"
+        raise InputError(f"{where} came out at opset {written}, not {opset}: ask for {written} or the other exporter")
+    return model
 
 
 def _torchscript(
@@ -186,6 +196,8 @@ _CHATTER: tuple[tuple[str, type[Warning]], ...] = (
     (r"This model contains a squeeze operation", UserWarning),  # below opset 11
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
     (r"The tensor attributes? .*_flat_weights", UserWarning),  # LSTM and GRU under torch.export
+    (r"_check_is_size will be removed", FutureWarning),
+    (r"# The axis name: batch will not be used", UserWarning),  # several inputs with the same open axis
 )
 
 

@@ -1,4 +1,4 @@
-"""What a unit's time depends on, as numbers: elements read, constants, elements written, with channels as the runtime pads them.
+"""What a unit's time depends on, as numbers: elements read and written and constants, padded as the runtime pads.
 
 1. In the blocked layout a channel count is padded up to the step; in the plain layout it is what it is. A unit's kind
    tells the layouts that it reads (`op(layouts)`, b for blocked); what it writes is blocked if it read a blocked
@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,9 @@ def steps_of(kind: str, granularity: Granularity) -> Steps:
 
 
 def amounts(kind: str, skeleton: str, dims: Sequence[Dims], granularity: Granularity) -> tuple[float, ...]:
-    """Elements read, constants, elements written, and constants in groups of four blocks.
+    """Elements read, work, elements written, and work in groups of four blocks of outputs (rule 3).
+
+    Work is constants times output positions (for convolutions and products, multiply-accumulates).
 
     `dims` are the shapes of inputs, constants and outputs; `skeleton` (see `structure`) tells which axes are widths.
     """
@@ -45,16 +48,17 @@ def amounts(kind: str, skeleton: str, dims: Sequence[Dims], granularity: Granula
     wild = _wild(skeleton)
     moving = (wild[: len(ins)], wild[len(ins) : len(ins) + len(constants)], wild[len(ins) + len(constants) :])
     step = steps_of(kind, granularity)
+    positions = max((math.prod(shape) / max(shape[1], 1) for shape in outs if len(shape) > 1), default=1.0)
     return (
         _elements(ins, moving[0], step.read, step.read),
-        _elements(constants, moving[1], step.write, step.read),
+        _elements(constants, moving[1], step.write, step.read) * positions,
         _elements(outs, moving[2], step.write, step.write),
-        _elements(constants, moving[1], 4 * step.write, step.read),
+        _elements(constants, moving[1], 4 * step.write, step.read) * positions,
     )
 
 
 def off_step(skeleton: str, dims: Sequence[Dims], granularity: Granularity) -> bool:
-    """Whether any channel count that is a width is no multiple of the step: a last block that is not full costs extra."""
+    """Whether a channel count that is a width is no multiple of the step: a last block not full costs extra."""
     shapes = [shape for part in dims for shape in part]
     told = zip(shapes, _wild(skeleton), strict=True)
     return any(m and size % granularity.step for shape, axes in told for size, m in zip(shape, axes, strict=True))

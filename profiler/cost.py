@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from .amounts import Dims, amounts, off_step
-from .fit import Calibration, Floats, Point, UnitFit
+from .fit import Calibration, Floats, Point, UnitFit, trend_of
 from .lut import Entry, Lut
 from .staircase import Granularity
 from .structure import Boundary, Mask, Ran, Shapes, ShapesOf, Structure, Unit, Widths, digest_of, masks_of
 
 Places = tuple[str, ...]
+_ENOUGH = 8  # points from which a family's own trend is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +67,17 @@ class Plan:
         self.boundary_masks = masks_of([b.unit for b in structure.boundaries], base, other, shapes)
         self.digest = digest_of([structure.digest, sorted(base.items())])
 
-    def stairs(self, unit: Unit, mask: Mask, shapes: Shapes) -> Places:
-        """Where each channel count of the unit that follows widths stands on the stairs."""
-        dims = [shape for part in unit.dims(shapes) for shape in part]
-        moving = (d for shape, axes in zip(dims, mask.axes, strict=True) for d, m in zip(shape, axes, strict=True) if m)
-        return tuple(self.granularity.stair(d) for d in moving)
+    def stairs(self, unit: Unit, shapes: Shapes) -> Places:
+        """Where the channel count (axis 1) of each tensor that the unit reads or writes stands on the stairs."""
+        ins, _, outs = unit.dims(shapes)
+        return tuple(self.granularity.stair(shape[1]) if len(shape) > 1 else "-" for shape in (*ins, *outs))
 
     def entry(self, unit: Unit, mask: Mask, kind: str, shapes: Shapes, us: float) -> Entry:
         """The table's entry for a unit that ran as `kind` in `us`."""
         attributes = {
             "type": "unit",
             "family": family_of(kind, mask),
+            "relatives": digest_of([kind, unit.ops]),
             "kind": kind,
             "skeleton": mask.skeleton,
             "shapes": unit.dims(shapes),
@@ -118,7 +119,9 @@ class Kinds:
 
 def _apart(a: Places, b: Places) -> int:
     """How many places differ; unaligned against aligned counts most, because it changes the kernel."""
-    return sum((x != y) + 3 * ((x == "u") != (y == "u")) for x, y in zip(a, b, strict=False)) + 9 * abs(len(a) - len(b))
+    return sum((x != y) + 3 * ((x in "uU") != (y in "uU")) for x, y in zip(a, b, strict=False)) + 9 * abs(
+        len(a) - len(b)
+    )
 
 
 class LatencyModel:
@@ -134,11 +137,13 @@ class LatencyModel:
         """Takes over what the table holds now."""
         self._times: dict[str, float] = {}
         self._families: dict[str, list[Entry]] = defaultdict(list)
+        self._relatives: dict[str, list[Entry]] = defaultdict(list)
         networks = []
         for entry in self.lut.entries():
             if entry.attributes["type"] == "unit":
                 self._times[entry.key] = entry.statistic_us
                 self._families[entry.attributes["family"]].append(entry)
+                self._relatives[entry.attributes["relatives"]].append(entry)
             elif entry.attributes.get("digest") == self.plan.digest:
                 networks.append(entry)
         self._fits: dict[str, UnitFit] = {}
@@ -155,7 +160,8 @@ class LatencyModel:
             told = entry.attributes
             shapes = self.plan.shapes(told["widths"])
             for unit, mask, kind in zip(structure.units, self.plan.masks, told["kinds"], strict=True):
-                self._kinds.learn(mask.skeleton, self.plan.stairs(unit, mask, shapes), kind)
+                for what in (mask.skeleton, unit.ops):
+                    self._kinds.learn(what, self.plan.stairs(unit, shapes), kind)
             for i, (boundary, kind) in enumerate(zip(structure.boundaries, told["layouts"], strict=True)):
                 self._layouts.learn(None, _around(boundary, told["kinds"]), kind)
                 active |= {i} if kind else set()
@@ -191,7 +197,9 @@ class LatencyModel:
         return part
 
     def _kind(self, unit: Unit, mask: Mask, shapes: Shapes) -> tuple[str, bool]:
-        return self._kinds.predict(mask.skeleton, self.plan.stairs(unit, mask, shapes))
+        places = self.plan.stairs(unit, shapes)
+        own = self._kinds.predict(mask.skeleton, places)
+        return own if own[1] else self._kinds.predict(unit.ops, places)
 
     def _part(self, unit: Unit, mask: Mask, kind: str, shapes: Shapes, sure: bool) -> Part:
         nodes = tuple(sorted(unit.nodes)) or unit.inputs
@@ -200,7 +208,7 @@ class LatencyModel:
         known = self._times.get(key_of(unit, mask, kind, shapes))
         if known is not None:
             return Part(nodes, kind, known, "measured")
-        fit = self._fit(family_of(kind, mask))
+        fit = self._fit(family_of(kind, mask), digest_of([kind, unit.ops]))
         if fit is None:
             return Part(nodes, kind, 0.0, "unknown")
         point = self._point(kind, mask.skeleton, unit.dims(shapes))
@@ -211,13 +219,19 @@ class LatencyModel:
         granularity = self.plan.granularity
         return Point(amounts(kind, skeleton, dims, granularity), off_step(skeleton, dims, granularity))
 
-    def _fit(self, family: str) -> UnitFit | None:
-        if family not in self._fits and family in self._families:
-            entries = self._families[family]
-            told = [e.attributes for e in entries]
-            points = [self._point(t["kind"], t["skeleton"], t["shapes"]) for t in told]
-            self._fits[family] = UnitFit.of(points, [e.statistic_us for e in entries])
+    def _fit(self, family: str, relatives: str) -> UnitFit | None:
+        """The fit over a family; with few points of its own, along the trend of the same operators at other sizes."""
+        if family not in self._fits and relatives in self._relatives:
+            own, all_of_kind = self._families.get(family, []), self._relatives[relatives]
+            few = len(own) < _ENOUGH
+            trend = trend_of(*self._points_and_times(all_of_kind)) if few else None
+            self._fits[family] = UnitFit.of(*self._points_and_times(own or all_of_kind), trend)
         return self._fits.get(family)
+
+    def _points_and_times(self, entries: Sequence[Entry]) -> tuple[list[Point], list[float]]:
+        told = [e.attributes for e in entries]
+        points = [self._point(t["kind"], t["skeleton"], t["shapes"]) for t in told]
+        return points, [e.statistic_us for e in entries]
 
     def _calibrate(self) -> None:
         known = [*self._networks, *self._observed]

@@ -88,10 +88,7 @@ def design(
 ) -> list[dict[str, int]]:
     """The widths of the variants to profile (rule 1): `variants` on edges, then `off_edges` anywhere between."""
     inner = _hypercube(network, rng, max(0, variants - 2))
-    between = []
-    for k in range(off_edges):
-        grid = 1 if k % 2 else granularity.align
-        between.append({g: _between(network, g, grid, rng) for g in network.base})
+    between = [{g: _anywhere(network, g, granularity, rng) for g in network.base} for _ in range(off_edges)]
     distinct: list[dict[str, int]] = []
     for widths in (dict(network.base), smallest(network), *inner, *between):
         if widths not in distinct:
@@ -116,10 +113,11 @@ def _edge(network: Network, group: str, level: float) -> int:
     return int(edges[min(int(level * len(edges)), len(edges) - 1)])
 
 
-def _between(network: Network, group: str, grid: int, rng: np.random.Generator) -> int:
-    """A width of the group off its edges where there is one, on multiples of `grid`."""
+def _anywhere(network: Network, group: str, granularity: Granularity, rng: np.random.Generator) -> int:
+    """A width of the group that is on an edge, aligned, or unaligned, as likely: kernels depend on how these mix."""
     edges = network.edges.get(group) or (network.base[group],)
-    choices = [w for w in range(min(edges), network.base[group] + 1) if w % grid == 0 and w not in edges]
+    grid = int(rng.choice([0, granularity.align, 1]))
+    choices = [w for w in range(min(edges), network.base[group] + 1) if grid and w % grid == 0 and w not in edges]
     return int(rng.choice(choices or list(edges)))
 
 
@@ -131,9 +129,12 @@ def extend(
     For widths that a search asks about and that the table only extrapolates (`Estimate.doubtful_share`): gather them,
     then call this once.
     """
-    full = [{**network.base, **widths} for widths in wanted]
     held = model.lut.networks(model.plan.digest)
-    _profile(model.lut, target, network, model.plan, [w for w in full if w not in held], progress)
+    missing: list[dict[str, int]] = []
+    for widths in ({**network.base, **w} for w in wanted):
+        if widths not in held and widths not in missing:
+            missing.append(widths)
+    _profile(model.lut, target, network, model.plan, missing, progress)
     model.reload()
 
 
@@ -150,6 +151,8 @@ def _profile(
             progress(i, len(missing), "profiling variants")
         ran = run_variant(target, network, plan.structure, widths)
         done.append((widths, ran, *run_whole(target, network, widths, reference)))
+    if progress is not None:
+        progress(len(missing), len(missing), "profiling variants")
     lut.add(_entries(plan, done))
 
 

@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 _SPREAD = 0.12  # how far units stray from the trend (relative), seen on staircases of small convolutions
 _NOISE = 0.015  # how far one in-place sample strays from another of the same unit
 _REACH = 0.8  # in doublings of an amount
+_SHARES = (0.05, 0.15, 0.55, 0.15, 0.10)  # of a unit's time: overhead, then the amounts in their order
+_PRIOR = 0.03  # weight of that belief against one measured point
 _APART = 0.8  # distance (in doublings) between points on and off the step
 _SLACK = 0.05  # a query this far outside the points (in doublings) still counts as inside
 
@@ -72,11 +74,13 @@ class UnitFit:
     high: Floats
 
     @staticmethod
-    def of(points: Sequence[Point], times_us: Sequence[float]) -> "UnitFit":
-        """The fit to n >= 1 points with their times."""
-        x = np.asarray([p.amounts for p in points], dtype=np.float64)
-        t = np.maximum(np.asarray(times_us, dtype=np.float64), 1e-3)
-        trend = trend_of(x, t)
+    def of(points: Sequence[Point], times_us: Sequence[float], trend: Floats | None = None) -> "UnitFit":
+        """The fit to n >= 1 points with their times; a given trend is scaled to them, else it is fitted to them."""
+        x, t = _arrays(points, times_us)
+        if trend is None:
+            trend = trend_of(points, times_us)
+        else:
+            trend = trend * float(np.exp(np.median(np.log(t / _value(trend, x)))))
         places = np.asarray([p.place for p in points])
         stray = np.log(t / _value(trend, x))
         correction = Smooth.of(places, stray, reach=_REACH, spread=_SPREAD, noise=_NOISE)
@@ -93,16 +97,26 @@ class UnitFit:
         return bool(np.all(place >= self.low[:-1] - _SLACK) and np.all(place <= self.high[:-1] + _SLACK))
 
 
-def trend_of(x: Floats, t: Floats) -> Floats:
-    """Coefficients (1 + d,) >= 0 of the trend through points (n, d): least squares on relative errors."""
+def trend_of(points: Sequence[Point], times_us: Sequence[float]) -> Floats:
+    """Coefficients (1 + d,) >= 0 of the trend through n >= 1 points: least squares on relative errors.
+
+    A weak prior (`_SHARES` of the largest time) decides what the points leave open, such as all of it for one point.
+    """
     from scipy.optimize import nnls
 
+    x, t = _arrays(points, times_us)
     scale = np.maximum(x.max(axis=0), 1.0)
     columns = np.column_stack([np.ones(len(x)), x / scale])
-    if np.ptp(x, axis=0).max() == 0:  # a single point: cost grows with its amounts, no part of it is overhead
-        columns[:, 0] = 0.0
-    solved, _ = nnls(columns / t[:, None], np.ones(len(t)))
+    shares = np.asarray([_SHARES[0], *np.where(x.max(axis=0) > 0, _SHARES[1:], 0.0)])
+    prior = _PRIOR * np.eye(columns.shape[1]) / t.max()
+    rows = np.vstack([columns / t[:, None], prior])
+    solved, _ = nnls(rows, np.concatenate([np.ones(len(t)), _PRIOR * shares / shares.sum()]))
     return np.concatenate([solved[:1], solved[1:] / scale])
+
+
+def _arrays(points: Sequence[Point], times_us: Sequence[float]) -> tuple[Floats, Floats]:
+    x = np.asarray([p.amounts for p in points], dtype=np.float64)
+    return x, np.maximum(np.asarray(times_us, dtype=np.float64), 1e-3)
 
 
 def _value(trend: Floats, x: Floats) -> Floats:

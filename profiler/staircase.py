@@ -25,6 +25,7 @@ from .timing import measure_many
 
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 _KEY = "granularity"
+_LEVEL = 0.3  # slope under an edge over the slope of all times, below which the stair counts as level
 _STEPS = (64, 32, 16, 8, 4, 2)
 
 
@@ -56,12 +57,11 @@ class Granularity:
         return -(-size // self.step) * self.step
 
     def stair(self, size: int) -> str:
-        """Where `size` stands: "s" on a step, "a" aligned, "n" aligned below one step, "u" unaligned."""
-        if size % self.align:
-            return "u"
+        """Where `size` stands: "s" on a step, else "a" aligned or "u" not; in capitals below one step."""
         if size % self.step == 0:
             return "s"
-        return "a" if size > self.step else "n"
+        letter = "u" if size % self.align else "a"
+        return letter if size > self.step else letter.upper()
 
     def __str__(self) -> str:
         how = "blocked layout" if self.blocked else "timed"
@@ -133,23 +133,33 @@ def _times(target: Target, sizes: Sequence[tuple[int, int, bool]]) -> list[float
 def infer(widths: Sequence[int], times: Sequence[float], *, tolerance: float = 0.04) -> Granularity:
     """The Granularity that explains times over consecutive widths.
 
-    A step explains them if widths under one edge cost the same within `tolerance` (relative, 90th percentile); the
-    largest such step is taken, 1 if there is none. The alignment is the largest divisor of it whose multiples are
-    cheaper than their neighbours on both sides by twice the tolerance, 1 if there is none.
+    A step explains them if widths under one edge cost the same (within `tolerance`, relative, 90th percentile, and with
+    no slope to speak of); the largest such step is taken, 1 if there is none. The alignment is the smallest number
+    whose multiples are cheaper than their neighbours by (nearly) as much as any, if that is more than twice the
+    tolerance, else 1.
     """
     w, t = np.asarray(widths), np.asarray(times, dtype=np.float64)
     step = next((g for g in _STEPS if _is_stair(w, t, g, tolerance)), 1)
     cliffs = {g: _cliff(w, t, g) for g in _STEPS}
-    align = next((g for g in _STEPS[::-1] if cliffs[g] > 1 + 2 * tolerance), 1)
+    highest = max(cliffs.values())
+    sharp = [g for g in _STEPS[::-1] if cliffs[g] - 1 > 0.8 * (highest - 1)]
+    align = sharp[0] if highest > 1 + 2 * tolerance else 1
     return Granularity(max(step, align), align, False, cliffs.get(align, 1.0))
 
 
 def _is_stair(w: np.ndarray, t: np.ndarray, step: int, tolerance: float) -> bool:
-    stray = []
-    for edge in np.unique(-(-w // step)):
-        same = t[-(-w // step) == edge]
-        stray += list(np.abs(same / np.median(same) - 1))
-    return bool(np.percentile(stray, 90) <= tolerance and np.ptp(t) > 3 * tolerance * t.min())
+    """Whether times are level under each edge, and rise from edge to edge."""
+    level = np.empty_like(t)
+    middle = np.empty_like(t)
+    edges = -(-w // step)
+    for edge in np.unique(edges):
+        level[edges == edge] = np.median(t[edges == edge])
+        middle[edges == edge] = w[edges == edge].mean()
+    overall = np.polyfit(w, t, 1)[0]
+    across = w - middle
+    within = float(across @ (t - level) / max(float(across @ across), 1e-9))
+    flat = np.percentile(np.abs(t / level - 1), 90) <= tolerance
+    return bool(flat and within < _LEVEL * overall and np.ptp(level) > 3 * tolerance * t.min())
 
 
 def _cliff(w: np.ndarray, t: np.ndarray, align: int) -> float:

@@ -37,10 +37,11 @@ class C2f(nn.Module):
         half = outputs // 2
         self.open, self.close = _conv(inputs, outputs), _conv((2 + depth) * half, outputs)
         self.blocks = nn.ModuleList(Bottleneck(half, add=add) for _ in range(depth))
+        self.piece = half
 
     def forward(self, x: Tensor) -> Tensor:
         """Gives (n, outputs, h, w)."""
-        pieces = list(self.open(x).chunk(2, dim=1))
+        pieces = list(self.open(x).split(self.piece, dim=1))  # exported as Split, where chunk becomes Slices
         for block in self.blocks:
             pieces.append(block(pieces[-1]))
         out: Tensor = self.close(torch.cat(pieces, dim=1))

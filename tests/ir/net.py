@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx_netadapt.passes.equivalence import run_plain
 
 MICROSOFT = "com.microsoft"
 
@@ -105,4 +106,18 @@ class Net:
             ir_version = max(4, helper.find_min_ir_version_for(imports, ignore_unknown=True))
         except ValueError:
             ir_version = 8
-        return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+        model = helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+        inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+        for value in model.graph.output:
+            if inferred[value.name].type.tensor_type.HasField("shape"):
+                value.CopyFrom(inferred[value.name])
+            elif self.opset >= 7:  # ONNX Runtime runs nothing older
+                self._learn_shape(model, value)
+        return model
+
+    def _learn_shape(self, model: onnx.ModelProto, value: onnx.ValueInfoProto) -> None:
+        """Declares the shape that an output is seen to have (behind operators that ONNX does not know)."""
+        feeds = [{name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}]
+        found = run_plain(model, feeds, optimize=False)[0][[v.name for v in model.graph.output].index(value.name)]
+        dims = ["batch" if axis == 0 and self.open_batch else size for axis, size in enumerate(found.shape)]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, dims))

@@ -1,0 +1,230 @@
+"""The command line. Imports of everything heavy wait until a command runs, so that `--help` answers at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+COMMANDS = ("inspect", "prune", "measure", "profile", "verify")
+MAIN = "adapt"
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Adapts a trained ONNX model to a measured budget: onnx-netadapt MODEL.onnx --budget 40ms",
+)
+
+Model = Annotated[Path, typer.Argument(help="the model file", metavar="MODEL.onnx")]
+TargetOption = Annotated[str, typer.Option("--target", help="cpu[:threads=N], openvino, cuda, ...")]
+ShapeOption = Annotated[list[str], typer.Option("--shape", help="NAME=1,3,224,224: fixes an open input shape")]
+JsonOption = Annotated[bool, typer.Option("--json", help="the result as JSON on standard output")]
+DataOption = Annotated[str | None, typer.Option("--data", help=".npz, folder of images, or package.module:function")]
+PreprocessOption = Annotated[str | None, typer.Option("--preprocess", help="imagenet, or size=224,mean=...,std=...")]
+LutOption = Annotated[Path | None, typer.Option("--lut", help="table of measured times to use and extend")]
+SeedOption = Annotated[int, typer.Option("--seed", help="seed of everything random")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="file to write")]
+ExcludeOption = Annotated[list[str], typer.Option("--exclude", help="group or node names that must not be pruned")]
+OnlyOption = Annotated[list[str], typer.Option("--only", help="group or node names that alone may be pruned")]
+MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of every width")]
+
+
+@app.command(MAIN, help="The main job; `adapt` itself may be left out.")
+def adapt_command(
+    model: Model,
+    budget: Annotated[list[str], typer.Option("--budget", help="40ms, 0.5x, macs=150M, size=4MB, ...; repeatable")] = [],
+    output: OutputOption = None,
+    data: DataOption = None,
+    report_data: Annotated[str | None, typer.Option("--report-data", help="data for the final score [part of --data]")] = None,
+    preprocess: PreprocessOption = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="top1, agreement, cosine, package.module:function")] = None,
+    target: TargetOption = "cpu",
+    search: Annotated[str, typer.Option("--search", help="netadapt or multiplier")] = "netadapt",
+    finetune: Annotated[str | None, typer.Option("--finetune", help="none, or steps=500,lr=1e-4,...")] = None,
+    shape: ShapeOption = [],
+    exclude: ExcludeOption = [],
+    only: OnlyOption = [],
+    min_keep: MinKeepOption = 0.1,
+    step: Annotated[float | None, typer.Option("--step", help="first reduction, as a share of the start")] = None,
+    decay: Annotated[float, typer.Option("--decay", help="factor of the reduction per step")] = 0.96,
+    lut: LutOption = None,
+    journal: Annotated[Path | None, typer.Option("--journal", help="file that keeps the steps of the search")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
+    best_effort: Annotated[bool, typer.Option("--best-effort", help="write the nearest model if the budget is out of reach")] = False,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Adapts a model to the budgets."""
+    from onnx_netadapt.adapt import adapt
+    from onnx_netadapt.options import Options, default_output, parse_shape
+    from onnx_netadapt.progress import Progress
+    from onnx_netadapt.paths import check_output, check_outputs_apart
+
+    out = output or default_output(model)
+    options = Options(
+        budgets=tuple(budget), output=out, data=data, report_data=report_data, preprocess=preprocess, metric=metric, target=target,
+        search=search, finetune=finetune, shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude),
+        only=tuple(only), min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume,
+        best_effort=best_effort, seed=seed,
+    )  # fmt: skip
+    check_output(out)
+    check_outputs_apart(model, out)
+    command = " ".join(["onnx-netadapt", *sys.argv[1:]])
+    found = adapt(model, options, name=str(model), progress=Progress(quiet=quiet), command=command)
+    _print(found.report, json)
+    if not found.report.met:
+        raise typer.Exit(3)
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Model, shape: ShapeOption = [], lut: LutOption = None, target: TargetOption = "cpu", json: JsonOption = False
+) -> None:
+    """Shows groups, widths, barriers with reasons, multiply-accumulates and parameters."""
+    from onnx_netadapt.inspection import inspect
+
+    _print(inspect(model, shapes=_shapes(shape), lut=lut, target=target), json)
+
+
+@app.command("prune")
+def prune_command(
+    model: Model,
+    keep: Annotated[float | None, typer.Option("--keep", help="share of every group to keep")] = None,
+    widths: Annotated[Path | None, typer.Option("--widths", help="JSON file of group id to width")] = None,
+    output: OutputOption = None,
+    exclude: ExcludeOption = [],
+    only: OnlyOption = [],
+    shape: ShapeOption = [],
+    json: JsonOption = False,
+) -> None:
+    """Prunes the structure only: nothing is measured, no data is used."""
+    from onnx_netadapt.commands import prune_file
+
+    out = output or model.with_name(f"{model.stem}.pruned.onnx")
+    _print(prune_file(model, out, keep, widths, tuple(exclude), tuple(only), _shapes(shape)), json)
+
+
+@app.command("measure")
+def measure_command(
+    model: Model,
+    target: TargetOption = "cpu",
+    shape: ShapeOption = [],
+    runs: Annotated[int, typer.Option("--runs", help="least number of runs")] = 50,
+    json: JsonOption = False,
+) -> None:
+    """Measures the latency of a whole model."""
+    from onnx_netadapt.commands import measure_model
+
+    _print(measure_model(model, target=target, shapes=_shapes(shape), runs=runs), json)
+
+
+@app.command("profile")
+def profile_command(
+    model: Model,
+    lut: LutOption = None,
+    target: TargetOption = "cpu",
+    shape: ShapeOption = [],
+    variants: Annotated[int, typer.Option("--check", help="unseen networks to judge the table by")] = 12,
+    min_keep: MinKeepOption = 0.1,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Fills a target's latency table, and says how good it is."""
+    from onnx_netadapt.commands import profile_model
+    from onnx_netadapt.progress import Progress
+
+    progress = Progress(quiet=quiet)
+    _print(profile_model(model, lut, target, _shapes(shape), variants, min_keep, seed, progress), json)
+
+
+@app.command("verify")
+def verify_command(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL.onnx")],
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED.onnx")],
+    plan: Annotated[Path | None, typer.Option("--plan", help="the plan [beside PRUNED]")] = None,
+    data: DataOption = None,
+    preprocess: PreprocessOption = None,
+    shape: ShapeOption = [],
+    json: JsonOption = False,
+) -> None:
+    """Checks that removing equals zeroing, from the plan beside the pruned model."""
+    from onnx_netadapt.commands import verify_files
+
+    found = verify_files(original, pruned, plan, data, preprocess, _shapes(shape))
+    _print(found, json)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    from onnx_netadapt.options import parse_shape
+
+    return dict(map(parse_shape, texts))
+
+
+def _print(result: Any, as_json: bool) -> None:
+    if as_json:
+        from json import dumps
+
+        from onnx_netadapt.report import plain
+
+        print(dumps(plain(result), indent=1, allow_nan=False))
+    else:
+        print(result)
+
+
+def main() -> None:
+    """Runs the command line and exits with the code of CONTRACTS section 4."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print(version("onnx-netadapt"))
+        return
+    if arguments and arguments[0] not in (*COMMANDS, MAIN, "--help", "-h"):
+        arguments = [MAIN, *arguments]
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = get_command(app).main(arguments, prog_name="onnx-netadapt", standalone_mode=False)
+    except typer.TyperException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print(_interrupted(arguments), file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _report(error)
+    return code if isinstance(code, int) else 0
+
+
+def _interrupted(arguments: list[str]) -> str:
+    if arguments[:1] != [MAIN]:
+        return "interrupted; nothing was written"
+    given = [word for word in arguments[1:] if word != "--resume"]
+    return f"interrupted; no output was written. Go on with: onnx-netadapt {' '.join([*given, '--resume'])}"
+
+
+def _report(error: Exception) -> int:
+    from onnx_netadapt.ir.errors import NetAdaptError
+
+    if isinstance(error, NetAdaptError):
+        print(f"onnx-netadapt: {error}", file=sys.stderr)
+        return error.exit_code
+    import traceback
+
+    traceback.print_exception(error)
+    print("onnx-netadapt: this is a defect of the program; please report the lines above", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

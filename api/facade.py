@@ -1,0 +1,91 @@
+"""The functions of the package, for Python: each takes a path, bytes or a ModelProto, and returns a dataclass."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_netadapt.adapt import Adapted
+from onnx_netadapt.adapt import adapt as run_adapt
+from onnx_netadapt.commands import (
+    Measurement,
+    ProfileReport,
+    Verification,
+    measure_model,
+    profile_model,
+    prune_model,
+    verify_models,
+)
+from onnx_netadapt.inspection import Inspection, inspect
+from onnx_netadapt.ir.graph import Shape
+from onnx_netadapt.ir.load import Source
+from onnx_netadapt.options import Options
+from onnx_netadapt.passes.prune import Pruned
+from onnx_netadapt.paths import check_output
+from onnx_netadapt.progress import Progress
+
+__all__ = ["adapt", "inspect", "measure", "profile", "prune", "verify"]
+
+
+def adapt(
+    model: Source,
+    budget: str | Sequence[str],
+    *,
+    output: str | Path | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> Adapted:
+    """The adapted model (`.model`) and the report (`.report`); options are those of the command line (`Options`).
+
+    With `output` the model, its plan and its reports are written as well. Raises NetAdaptError; see CONTRACTS 4.
+    """
+    budgets = (budget,) if isinstance(budget, str) else tuple(budget)
+    path = Path(output) if output is not None else None
+    if path is not None:
+        check_output(path)
+    chosen = Options(budgets=budgets, output=path, **options)
+    name = str(model) if isinstance(model, str | Path) else "model"
+    return run_adapt(model, chosen, name=name, progress=Progress(quiet=quiet))
+
+
+def prune(
+    model: Source,
+    *,
+    keep: float | None = None,
+    widths: Mapping[str, int] | None = None,
+    exclude: Sequence[str] = (),
+    only: Sequence[str] = (),
+    shapes: Mapping[str, Shape] | None = None,
+) -> Pruned:
+    """The model (`.model`) with a share of every group kept, or at given widths, and the plan (`.plan`)."""
+    return prune_model(model, keep=keep, widths=widths, exclude=tuple(exclude), only=tuple(only), shapes=shapes)[0]
+
+
+def measure(
+    model: Source, *, target: str = "cpu", shapes: Mapping[str, Shape] | None = None, runs: int = 50
+) -> Measurement:
+    """The latency of a whole model on a target."""
+    return measure_model(model, target=target, shapes=shapes, runs=runs)
+
+
+def profile(
+    model: Source,
+    lut: str | Path,
+    *,
+    target: str = "cpu",
+    shapes: Mapping[str, Shape] | None = None,
+    check: int = 12,
+    seed: int = 0,
+) -> ProfileReport:
+    """Fills a target's latency table, and says how good it is on unseen networks."""
+    return profile_model(model, Path(lut), target, shapes, check, 0.1, seed, Progress(quiet=True))
+
+
+def verify(
+    original: Source,
+    pruned: Source,
+    plan: Mapping[str, Any],
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+) -> Verification:
+    """The zeroing check of a pruned model, from its plan."""
+    return verify_models(original, pruned, plan, shapes=shapes)

@@ -1,0 +1,129 @@
+"""Gram matrices: what one pass of the original model over the calibration examples leaves behind.
+
+For every consumer the sums of x and of x x' over its input columns x, in float64: their size depends on the model
+alone, not on the number of examples.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Graph
+from ..ir.ops.maps import Floats
+from .consumers import Consumer, Consumers, Key, consumers_of
+from .coupling import Coupling
+from .rows import MEMORY_BYTES, Batches, Progress, Runner, columns_of, pieces, sample
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over rows: `count` rows, `total` (groups, K), `gram` (groups, K, K)."""
+
+    count: int
+    total: Floats
+    gram: Floats
+
+    @classmethod
+    def empty(cls, groups: int, columns: int) -> Moments:
+        """Sums over no rows."""
+        return cls(0, np.zeros((groups, columns)), np.zeros((groups, columns, columns)))
+
+    def add(self, rows: Floats) -> None:
+        """Adds rows (groups, rows, K)."""
+        self.count += rows.shape[1]
+        self.total += rows.sum(axis=1)
+        for block, own in zip(self.gram, rows, strict=True):
+            block += own.T @ own
+
+    def mean(self) -> Floats:
+        """E[x], (groups, K)."""
+        return self.total / max(self.count, 1)
+
+    def second(self, *, centred: bool) -> Floats:
+        """E[x x'], or the covariance; (groups, K, K)."""
+        found = self.gram / max(self.count, 1)
+        if centred:
+            mean = self.mean()
+            found -= mean[:, :, None] * mean[:, None, :]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The moments of every column set that a consumer of a group reads, the number of examples seen, and remarks.
+
+    `cache` keeps the latest refits, so that a search that changes one group solves for that group alone.
+    """
+
+    consumers: Consumers
+    moments: dict[Key, Moments]
+    examples: int
+    notes: tuple[str, ...]
+    cache: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
+
+
+def collect(
+    coupling: Coupling, batches: Batches, *, progress: Progress | None = None, seed: int = 0
+) -> Statistics:
+    """The statistics of one pass of the original model over the batches (feeds by input name).
+
+    Raises TargetError when ONNX Runtime cannot run the model.
+    """
+    graph = coupling.graph
+    consumers = consumers_of(coupling)
+    wanted = {item.key: item for items in consumers.by_group.values() for item in items}
+    moments = {key: Moments.empty(item.window.groups, _columns(item)) for key, item in wanted.items()}
+    examples = 0
+    for chunk in _chunks(graph, list(wanted)):
+        runner = Runner(graph.model, tuple(dict.fromkeys(name for name, _ in chunk)))
+        rng = np.random.default_rng(seed)
+        examples = 0
+        for feeds in pieces(graph, batches, runner.taps):
+            values = runner(feeds)
+            for key in chunk:
+                tensor = values[key[0]]
+                places = sample(key[1], _columns(wanted[key]), tensor.shape, rng)
+                moments[key].add(columns_of(tensor, key[1], places))
+            examples += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+            if progress is not None:
+                progress(examples, 0, "reading activations")
+    notes = [note for key in wanted if (note := _poor(wanted[key], moments[key]))]
+    return Statistics(consumers, moments, examples, (*consumers.notes, *notes))
+
+
+def _columns(consumer: Consumer) -> int:
+    return consumer.channels // consumer.window.groups * consumer.taps
+
+
+def _chunks(graph: Graph, keys: Sequence[Key]) -> list[list[Key]]:
+    """Runs of keys whose tensors fit into memory together for a single example."""
+    found: list[list[Key]] = []
+    room = 0.0
+    for key in keys:
+        size = 4.0 * float(np.prod(graph.shapes[key[0]], dtype=np.float64))
+        if not found or size > room:
+            found.append([])
+            room = MEMORY_BYTES
+        found[-1].append(key)
+        room -= size
+    return found
+
+
+def _poor(consumer: Consumer, moments: Moments) -> str:
+    """The remark about a consumer with too few rows for its columns, or with values that are not finite."""
+    if not np.isfinite(moments.total).all():
+        return f"{consumer.node.label}: its input is not finite on the calibration data; left as sliced"
+    if moments.count < 2 * moments.total.shape[1]:
+        return f"{consumer.node.label}: {moments.count} rows for {moments.total.shape[1]} columns; give more examples"
+    return ""
+
+
+def usable(statistics: Statistics, consumer: Consumer) -> bool:
+    """Whether there are finite moments for a consumer."""
+    found = statistics.moments.get(consumer.key)
+    return found is not None and found.count > 0 and bool(np.isfinite(found.total).all())

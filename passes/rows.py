@@ -1,0 +1,122 @@
+"""Rows: running a model over examples piece by piece, and reading sampled rows of what its weights are multiplied with.
+
+1. Examples go through in pieces whose tapped tensors fit into MEMORY_BYTES, whatever the size of the batches.
+2. Neighbouring positions of an image tell nearly the same, so that POSITIONS_PER_COLUMN positions per column (and image)
+   are read, at random places, but at least MIN_POSITIONS: a Gram matrix of K columns sees 50 K rows from 400 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..ir.cut import cut
+from ..ir.errors import TargetError
+from ..ir.graph import Graph, Shape
+from ..ir.ops.maps import Floats, Ints, Window, channels_first, spatial_sizes
+
+Feeds = Mapping[str, NDArray[Any]]
+Batches = Callable[[], Iterator[Feeds]]
+Progress = Callable[[int, int, str], None]
+
+MEMORY_BYTES = 400_000_000
+MAX_PIECE = 64
+POSITIONS_PER_COLUMN = 1 / 16
+MIN_POSITIONS = 16
+
+
+def pieces(graph: Graph, batches: Batches, taps: Sequence[str]) -> Iterator[Feeds]:
+    """The batches, cut along the first axis so that the `taps` of a piece fit into memory (rule 1).
+
+    A model whose inputs fix the number of examples gets its batches as they are.
+    """
+    size = piece_size(graph, taps)
+    open_batch = all(port.dims and port.dims[0] is None for port in graph.inputs)
+    for feeds in batches():
+        counts = {len(value) for value in feeds.values() if np.ndim(value)}
+        if not open_batch or len(counts) != 1:
+            yield feeds
+            continue
+        for start in range(0, counts.pop(), size):
+            yield {name: value[start : start + size] for name, value in feeds.items()}
+
+
+def piece_size(graph: Graph, taps: Sequence[str]) -> int:
+    """Examples whose tapped tensors fit into memory together, at most MAX_PIECE."""
+    examples = max([1, *(graph.shapes[port.name][0] for port in graph.inputs if graph.shapes.get(port.name))])
+    wanted = sum(4 * int(np.prod(graph.shapes[name], dtype=np.int64)) for name in taps) / examples
+    return int(np.clip(MEMORY_BYTES // max(wanted, 1), 1, MAX_PIECE))
+
+
+@dataclass(slots=True)
+class Runner:
+    """Runs the part of a model that makes the tensors `taps` (in ONNX Runtime, on the CPU)."""
+
+    model: onnx.ModelProto
+    taps: tuple[str, ...]
+    inputs: Mapping[str, int] = field(default_factory=dict)
+    _session: Any = None
+
+    def __call__(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """The tapped tensors by name; those that are fed are handed through. TargetError when the model cannot run."""
+        made = [name for name in self.taps if name not in feeds]
+        found = {name: feeds[name] for name in self.taps if name in feeds}
+        if not made:
+            return found
+        try:
+            if self._session is None:
+                self._session = session_of(cut(self.model, made, self.inputs))
+            wanted = {port.name for port in self._session.get_inputs()}
+            values = self._session.run(made, {name: value for name, value in feeds.items() if name in wanted})
+        except Exception as error:
+            raise TargetError(f"ONNX Runtime cannot run the model: {str(error).strip()[:300]}") from error
+        return found | dict(zip(made, values, strict=True))
+
+
+def session_of(model: onnx.ModelProto) -> Any:
+    """A session on the CPU; its threads do not spin between runs, because numpy works there."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def sample(window: Window, columns: int, shape: Shape, rng: np.random.Generator) -> Ints:
+    """The output positions to read for an input of a shape (rule 2), in rising order."""
+    count = len(_table(window, spatial_sizes(shape, window.axis)))
+    wanted = max(MIN_POSITIONS, int(np.ceil(columns * POSITIONS_PER_COLUMN)))
+    if wanted >= count:
+        return np.arange(count, dtype=np.int64)
+    return np.sort(rng.choice(count, wanted, replace=False))
+
+
+def columns_of(tensor: Floats, window: Window, places: Ints) -> Floats:
+    """The columns (groups, rows, channels x taps) in float64 that a window reads at output positions `places`."""
+    x = channels_first(tensor, window.axis)  # (N, C, S)
+    table = _table(window, spatial_sizes(tensor.shape, window.axis))[places]  # (P, k)
+    read = x[:, :, np.maximum(table, 0).reshape(-1)].reshape(*x.shape[:2], *table.shape)  # (N, C, P, k)
+    if (table < 0).any():
+        read[:, :, table < 0] = 0
+    examples, channels = x.shape[:2]
+    blocks = read.reshape(examples, window.groups, channels // window.groups, *table.shape).transpose(1, 0, 3, 2, 4)
+    return np.ascontiguousarray(blocks, dtype=np.float64).reshape(window.groups, examples * len(places), -1)
+
+
+def outputs_of(tensor: Floats, axis: int, groups: int, places: Ints) -> Floats:
+    """The rows (groups, rows, outputs) in float64 of an output tensor at positions `places`."""
+    y = channels_first(tensor, axis)[:, :, places]  # (N, O, P)
+    blocks = y.reshape(len(y), groups, -1, len(places)).transpose(1, 0, 3, 2)
+    return np.ascontiguousarray(blocks, dtype=np.float64).reshape(groups, len(y) * len(places), -1)
+
+
+@lru_cache(maxsize=512)
+def _table(window: Window, spatial: Shape) -> Ints:
+    return window.table(spatial)

@@ -1,0 +1,139 @@
+"""Every operator rule on a tiny network of its own: what it couples, and that zeroing equals removing."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+from _pytest.mark.structures import ParameterSet
+from net import Net
+from onnx_netadapt.ir import load
+from onnx_netadapt.ir.graph import Graph
+from onnx_netadapt.ir.ops import all_rules
+from onnx_netadapt.passes.coupling import Coupling, couple
+from onnx_netadapt.passes.equivalence import zeroed
+from onnx_netadapt.passes.prune import prune
+from oracle import assert_exact, difference, feeds_for, planted, prune_randomly, run
+from record import Record
+from records import RECORDS
+
+ORT_NEWEST = 26
+"""The newest opset that ONNX Runtime 1.31 runs; for operators that are newer, ONNX's reference evaluator runs them."""
+
+
+@cache
+def _versions(domain: str, op: str) -> tuple[int, ...]:
+    return tuple(sorted(since for d, name, since in all_rules() if (d, name) == (domain, op)))
+
+
+@cache
+def _defined(op: str) -> tuple[int, ...]:
+    history = onnx.defs.get_all_schemas_with_history()
+    return tuple(sorted(s.since_version for s in history if s.name == op and s.domain == ""))
+
+
+def _opset(record: Record, since: int) -> int:
+    """The newest opset that selects this version of the operator, and that ONNX Runtime runs."""
+    if record.domain or not _defined(record.op):
+        return 17
+    later = [version for version in _defined(record.op) if version > since]
+    newest = min(onnx.defs.onnx_opset_version(), later[0] - 1 if later else 1000)
+    return max(since, min(newest, ORT_NEWEST))
+
+
+def _cases(wanted: range) -> list[ParameterSet]:
+    """A case for every record and version of its operator, as far as the opset that selects it is wanted."""
+    return [
+        pytest.param(record, opset, id=f"{record.name}-{since}")
+        for record in RECORDS
+        for since in record.since or _versions(record.domain, record.op)
+        if record.domain or not _defined(record.op) or since in _defined(record.op)
+        if (opset := _opset(record, since)) in wanted
+    ]
+
+
+CASES = _cases(range(7, 1000))
+OLD_CASES = _cases(range(7))
+"""ONNX Runtime has no kernels for opsets 1 to 6, so that nothing but the structure can be tested there."""
+
+
+@cache
+def _graph(record: Record, opset: int) -> Graph:
+    net = Net(opset, open_batch=record.open_batch)
+    record.build(net)
+    model = net.model()
+    if opset >= 7:
+        onnx.checker.check_model(model, full_check=True)
+    return load(model, shapes=net.shapes)
+
+
+@cache
+def _coupling(record: Record, opset: int) -> Coupling:
+    return couple(_graph(record, opset))
+
+
+@pytest.mark.parametrize(("record", "opset"), CASES)
+def test_a_rule_finds_the_groups_that_it_should(record: Record, opset: int) -> None:
+    coupling = _coupling(record, opset)
+    assert tuple(sorted(group.units for group in coupling.groups)) == record.units, coupling.barriers
+    if not record.units:
+        assert record.barrier in " ".join(barrier.reason for barrier in coupling.barriers)
+
+
+@pytest.mark.parametrize(("record", "opset"), OLD_CASES)
+def test_before_opset_7_a_rule_finds_the_same_groups_where_shapes_are_known(record: Record, opset: int) -> None:
+    coupling = _coupling(record, opset)
+    known = all(name in coupling.graph.shapes for node in coupling.graph.nodes for name in node.outputs)
+    assert tuple(sorted(group.units for group in coupling.groups)) == (record.units if known else ())
+
+
+@pytest.mark.parametrize(("record", "opset"), CASES)
+def test_zeroing_equals_removing(record: Record, opset: int) -> None:
+    graph = _graph(record, opset)
+    feeds = feeds_for(graph)
+    for seed, keep in enumerate((0.75, 0.5, 0.25)):
+        coupling, _, pruned = prune_randomly(graph, keep, seed)
+        assert (pruned.model.ByteSize() < graph.model.ByteSize()) == bool(coupling.groups)
+        for optimize in (False, True):
+            assert_exact(graph, pruned, feeds, optimize=optimize)
+
+
+@pytest.mark.parametrize(("record", "opset"), CASES)
+def test_a_wrong_index_is_noticed(record: Record, opset: int) -> None:
+    graph, coupling = _graph(record, opset), _coupling(record, opset)
+    feeds = feeds_for(graph)
+    for group in coupling.groups:
+        pruned = prune(coupling, {group.id: np.delete(np.arange(group.units), group.units // 2)})
+        wanted = run(zeroed(graph.model, planted(pruned.plan, group.id)), feeds, optimize=False)
+        assert difference(wanted, run(pruned.model, feeds, optimize=False)) > 1e-3, group
+
+
+@pytest.mark.parametrize(("record", "opset"), CASES)
+def test_removing_nothing_changes_nothing(record: Record, opset: int) -> None:
+    coupling = _coupling(record, opset)
+    everything = {group.id: np.arange(group.units) for group in coupling.groups}
+    for kept in ({}, everything):
+        assert prune(coupling, kept).model.SerializeToString() == coupling.graph.model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("record", "opset"), [case for case in CASES if case.values[0].open_batch and case.values[0].units]
+)
+def test_a_pruned_model_runs_at_other_batch_sizes(record: Record, opset: int) -> None:
+    graph = _graph(record, opset)
+    _, _, pruned = prune_randomly(graph, 0.5, 11)
+    for batch in (1, 3):
+        shapes = {port.name: (batch, *graph.shapes[port.name][1:]) for port in graph.inputs}
+        assert_exact(graph, pruned, feeds_for(load(graph.model, shapes=shapes), 1), optimize=False)
+
+
+def test_every_rule_has_a_record() -> None:
+    recorded = {
+        (record.domain, record.op, since)
+        for record in RECORDS
+        for since in record.since or _versions(record.domain, record.op)
+    }
+    assert sorted(all_rules().keys() - recorded) == []
+    assert sorted(recorded - all_rules().keys()) == []

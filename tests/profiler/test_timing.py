@@ -1,0 +1,108 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from mobile_net import MobileNet
+from onnx_netadapt.ir.errors import ProfileError, TargetError
+from onnx_netadapt.profiler import Clocks, Latency, Target, measure, measure_against, measure_many
+from onnx_netadapt.profiler.timing import Samples, clock_of, collect, paired_ratio
+
+
+class FakeMachine:
+    """Time passes only where a model runs: `cpu` and `wall` nanoseconds per run, and everything is remembered."""
+
+    def __init__(self) -> None:
+        self.cpu = self.wall = 0
+        self.calls: list[str] = []
+        self.clocks = Clocks(lambda: self.cpu, lambda: self.wall)
+
+    def model(self, name: str, cpu: Callable[[], float], wait: float = 0.0) -> Callable[[], object]:
+        def run() -> None:
+            spent = int(cpu())
+            self.calls.append(name)
+            self.cpu += spent
+            self.wall += spent + int(wait)
+
+        return run
+
+
+def test_percentiles_of_known_samples() -> None:
+    samples = Samples([n * 1_000_000 for n in range(1, 12)], [n * 2_000_000 for n in range(1, 12)])
+    assert samples.summary("cpu") == Latency(6.0, 2.0, 10.0, 11, "cpu", 12.0)
+    assert samples.summary("wall").median_ms == 12.0
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(ProfileError):
+        Samples().summary("cpu")
+
+
+def test_first_runs_are_not_counted() -> None:
+    machine = FakeMachine()
+    durations = iter([9e9, 9e9, 9e9] + [1e6] * 1000)
+    run = machine.model("a", lambda: next(durations))
+    (samples,) = collect([run], min_runs=7, min_seconds=0, warm_up=3, clocks=machine.clocks)
+    assert set(samples.cpu) == {1_000_000}
+    assert len(samples.cpu) >= 7
+
+
+def test_runs_go_on_until_enough_time_is_seen() -> None:
+    machine = FakeMachine()
+    (samples,) = collect(
+        [machine.model("a", lambda: 1e6)], min_runs=1, min_seconds=0.1, warm_up=0, clocks=machine.clocks
+    )
+    assert 100 <= len(samples.wall) < 110
+
+
+def test_models_alternate_in_bursts_and_the_first_of_a_burst_is_dropped() -> None:
+    machine = FakeMachine()
+    runs = [machine.model("a", lambda: 1e6), machine.model("b", lambda: 2e6)]
+    samples = collect(runs, min_runs=10, min_seconds=0, warm_up=0, clocks=machine.clocks, burst=5)
+    assert "".join(machine.calls) == "aaaaaabbbbbb" * 2
+    assert [len(s.cpu) for s in samples] == [10, 10]
+
+
+def test_a_paired_ratio_survives_a_machine_that_changes_speed() -> None:
+    machine = FakeMachine()
+    speed = lambda: 1.0 if machine.wall < 150e6 else 1.7  # noqa: E731
+    runs = [machine.model("a", lambda: 1e6 * speed()), machine.model("b", lambda: 3e6 * speed())]
+    a, b = collect(runs, min_runs=60, min_seconds=0, warm_up=0, clocks=machine.clocks)
+    assert paired_ratio(a, b, "cpu") == pytest.approx(3.0)
+    assert b.summary("cpu").median_ms != pytest.approx(3.0, rel=0.2)  # negative control: unpaired is fooled
+    with pytest.raises(ProfileError):
+        paired_ratio(Samples([1], [1]), b, "cpu")
+
+
+def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> None:
+    machine = FakeMachine()
+    quiet, waiting = machine.model("a", lambda: 5e6), machine.model("b", lambda: 5e6, wait=4e6)
+    results = [
+        measure_against(quiet, run, Target(), min_runs=10, min_seconds=0, clocks=machine.clocks)
+        for run in (quiet, waiting)
+    ]
+    assert [latency.busy for latency, _ in results] == [False, True]
+    assert [latency.median_ms for latency, _ in results] == [5.0, 5.0]
+    assert [ratio for _, ratio in results] == [1.0, 1.0]
+    assert "busy" in str(results[1][0])
+
+
+def test_several_threads_are_timed_by_the_wall() -> None:
+    assert clock_of(Target()) == "cpu"
+    assert clock_of(Target(threads=2)) == "wall"
+    assert clock_of(Target.parse("openvino")) == "wall"
+
+
+def test_real_runs_are_of_a_sensible_order() -> None:
+    small, large = MobileNet(), MobileNet(side=160)
+    models = [net.build({}) for net in (small, large)]
+    feeds = [net.feeds(model) for net, model in zip((small, large), models, strict=True)]
+    one, two = measure_many(models, Target(), feeds, min_runs=20, min_seconds=0.02)
+    assert 0 < one.p10_ms <= one.median_ms <= one.p90_ms
+    assert two.median_ms > 3 * one.median_ms  # 25 times the work
+    assert two.median_ms < 1000
+
+
+def test_feeds_of_the_wrong_shape_are_the_targets_complaint() -> None:
+    net = MobileNet()
+    with pytest.raises(TargetError, match="cannot run"):
+        measure(net.build({}), Target(), {"image": np.zeros((1, 5, 7, 7), np.float32)})
