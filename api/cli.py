@@ -9,6 +9,7 @@ from typer.main import get_command
 
 COMMANDS = ("inspect", "prune", "measure", "profile", "verify")
 MAIN = "adapt"
+INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -36,12 +37,18 @@ MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of
 @app.command(MAIN, help="The main job; `adapt` itself may be left out.")
 def adapt_command(
     model: Model,
-    budget: Annotated[list[str], typer.Option("--budget", help="40ms, 0.5x, macs=150M, size=4MB, ...; repeatable")] = [],
+    budget: Annotated[
+        list[str], typer.Option("--budget", help="40ms, 0.5x, macs=150M, size=4MB, ...; repeatable")
+    ] = [],
     output: OutputOption = None,
     data: DataOption = None,
-    report_data: Annotated[str | None, typer.Option("--report-data", help="data for the final score [part of --data]")] = None,
+    report_data: Annotated[
+        str | None, typer.Option("--report-data", help="data for the final score [part of --data]")
+    ] = None,
     preprocess: PreprocessOption = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="top1, agreement, cosine, package.module:function")] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="top1, agreement, cosine, package.module:function")
+    ] = None,
     target: TargetOption = "cpu",
     search: Annotated[str, typer.Option("--search", help="netadapt or multiplier")] = "netadapt",
     finetune: Annotated[str | None, typer.Option("--finetune", help="none, or steps=500,lr=1e-4,...")] = None,
@@ -54,7 +61,9 @@ def adapt_command(
     lut: LutOption = None,
     journal: Annotated[Path | None, typer.Option("--journal", help="file that keeps the steps of the search")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
-    best_effort: Annotated[bool, typer.Option("--best-effort", help="write the nearest model if the budget is out of reach")] = False,
+    best_effort: Annotated[
+        bool, typer.Option("--best-effort", help="write the nearest model if the budget is out of reach")
+    ] = False,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     json: JsonOption = False,
@@ -62,13 +71,13 @@ def adapt_command(
     """Adapts a model to the budgets."""
     from onnx_netadapt.adapt import adapt
     from onnx_netadapt.options import Options, default_output, parse_shape
-    from onnx_netadapt.progress import Progress
     from onnx_netadapt.paths import check_output, check_outputs_apart
+    from onnx_netadapt.progress import Progress
 
     out = output or default_output(model)
     options = Options(
-        budgets=tuple(budget), output=out, data=data, report_data=report_data, preprocess=preprocess, metric=metric, target=target,
-        search=search, finetune=finetune, shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude),
+        budgets=tuple(budget), output=out, data=data, report_data=report_data, preprocess=preprocess, metric=metric,
+        target=target, search=search, finetune=finetune, shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude),
         only=tuple(only), min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume,
         best_effort=best_effort, seed=seed,
     )  # fmt: skip
@@ -199,10 +208,11 @@ def _run(arguments: list[str]) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print(_interrupted(arguments), file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     except Exception as error:
         return _report(error)
+    if code == INTERRUPTED:
+        print(_interrupted(arguments), file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

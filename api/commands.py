@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx_netadapt.adapt import latency_facts
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph, Shape
 from onnx_netadapt.ir.load import Source, load, read_model
@@ -21,6 +20,7 @@ from onnx_netadapt.paths import check_output, check_outputs_apart
 from onnx_netadapt.profiler import Accuracy, LatencyModel, Lut, Target, accuracy, fill, measure, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import write_json
+from onnx_netadapt.summary import latency_facts
 
 Shapes = Mapping[str, Shape]
 
@@ -87,9 +87,7 @@ def prune_file(
     check_output(output)
     check_outputs_apart(model, output)
     asked = _read_json(widths, "--widths") if widths is not None else None
-    pruned, narrowing, chosen = prune_model(
-        model, keep=keep, widths=asked, exclude=exclude, only=only, shapes=shapes
-    )
+    pruned, narrowing, chosen = prune_model(model, keep=keep, widths=asked, exclude=exclude, only=only, shapes=shapes)
     write_json(plan_path(output), pruned.plan)
     save(pruned.model, output)
     sizes, full = narrowing.sizes, narrowing.full
@@ -127,8 +125,9 @@ class Measurement:
         told = self.latency_ms
         note = "; the machine was busy, try again when it is quiet" if self.busy else ""
         return (
-            f"{self.model}: {told['median']:.3f} ms on {self.target} (median of {told['runs']} runs, p10 {told['p10']:.3f}, "
-            f"p90 {told['p90']:.3f}, {told['clock']} clock, wall {told['wall_median']:.3f}){note}"
+            f"{self.model}: {told['median']:.3f} ms on {self.target} (median of {told['runs']} runs, "
+            f"p10 {told['p10']:.3f}, p90 {told['p90']:.3f}, {told['clock']} clock, "
+            f"wall {told['wall_median']:.3f}){note}"
         )
 
 
@@ -139,7 +138,11 @@ def measure_model(source: Source, *, target: str = "cpu", shapes: Shapes | None 
     found = measure(graph.model, where, random_feeds(graph, 1)[0], min_runs=max(runs, 1), min_seconds=1.0)
     name = str(source) if isinstance(source, str | Path) else "model"
     return Measurement(
-        name, str(where), {port.name: graph.shapes[port.name] for port in graph.inputs}, latency_facts(found), found.busy
+        name,
+        str(where),
+        {port.name: graph.shapes[port.name] for port in graph.inputs},
+        latency_facts(found),
+        found.busy,
     )
 
 
@@ -278,8 +281,10 @@ def unrefined(graph: Graph, small: onnx.ModelProto, plan: Mapping[str, Any]) -> 
         for axis, positions in gone.get(name, {}).items():
             array = np.delete(array, sorted(positions), axis=axis)
         if name in gone and array.shape != theirs[name].shape:
-            return model, refined, (
-                f"tensor '{name}' has shape {list(theirs[name].shape)}, and the plan gives {list(array.shape)}"
+            return (
+                model,
+                refined,
+                (f"tensor '{name}' has shape {list(theirs[name].shape)}, and the plan gives {list(array.shape)}"),
             )
         if array.shape == theirs[name].shape and not np.array_equal(array, theirs[name].array()):
             node = theirs[name].node

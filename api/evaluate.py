@@ -110,6 +110,4 @@ def _per_example(metric: Metric, outputs: Outputs, original: Outputs, labels: Ar
     if examples < count:
         one = [np.asarray(array)[None] for array in outputs], [np.asarray(array)[None] for array in original]
         return np.repeat(metric.per_example(*one, labels), count)
-    return metric.per_example(
-        [array[:count] for array in outputs], [array[:count] for array in original], labels
-    )
+    return metric.per_example([array[:count] for array in outputs], [array[:count] for array in original], labels)

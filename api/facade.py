@@ -15,7 +15,7 @@ from onnx_netadapt.commands import (
     prune_model,
     verify_models,
 )
-from onnx_netadapt.inspection import Inspection, inspect
+from onnx_netadapt.inspection import inspect
 from onnx_netadapt.ir.graph import Shape
 from onnx_netadapt.ir.load import Source
 from onnx_netadapt.options import Options

@@ -30,12 +30,15 @@ class Inspection:
         totals = self.totals
         lines = [
             f"{self.model}  ({self.producer or 'producer unknown'}, opset {self.opset})",
-            f"  {totals['macs'] or 0:,} MACs, {totals['params'] or 0:,} parameters, {totals['size_bytes'] or 0:,} bytes",
+            f"  {totals['macs']:,} MACs, {totals['params']:,} parameters, {totals['size_bytes']:,} bytes",
             "",
             f"  {'group':>6} {'units':>6} {'params':>7} {'MACs':>7}  made by -> summed by",
         ]
         for group in self.groups:
-            made, read = (", ".join(group[key][:2]) + (", ..." if len(group[key]) > 2 else "") for key in ("producers", "consumers"))
+            made, read = (
+                ", ".join(group[key][:2]) + (", ..." if len(group[key]) > 2 else "")
+                for key in ("producers", "consumers")
+            )
             lines.append(
                 f"  {group['id']:>6} {group['units']:>6} {group['share_params']:>7.1%} {group['share_macs']:>7.1%}"
                 f"  {made} -> {read}"

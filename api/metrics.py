@@ -3,7 +3,7 @@
 1. `top1` needs labels and is accuracy. `agreement` (same class as the original) and `cosine` (same direction of every
    output) compare with the original and are never called accuracy.
 2. `kl` and `fidelity` are finer than what they stand in for, and rank proposals during the search: the divergence of
-   the original's class probabilities from the model's, and one minus the squared error relative to the output's variance.
+   the original's class probabilities from the model's, and one minus the squared error over the output's variance.
 3. Higher is better for all of them.
 """
 
@@ -87,9 +87,7 @@ def _agreement(outputs: Outputs, original: Outputs, labels: Array | None) -> Arr
 def _over_outputs(outputs: Outputs, original: Outputs, compare: Callable[[Array, Array], Array]) -> Array:
     """The mean of a row-wise comparison over all float outputs."""
     pairs = [(a, b) for a, b in zip(outputs, original, strict=True) if np.issubdtype(b.dtype, np.floating)]
-    values = [
-        compare(_rows(a), _rows(b)) if a.shape == b.shape else np.zeros(len(outputs[0])) for a, b in pairs
-    ]
+    values = [compare(_rows(a), _rows(b)) if a.shape == b.shape else np.zeros(len(outputs[0])) for a, b in pairs]
     return np.mean(values, axis=0) if values else np.ones(len(outputs[0]))
 
 

@@ -17,6 +17,7 @@ from onnx_netadapt.passes.search import Choice
 from onnx_netadapt.passes.sizes import Order, Sizes, kept_units
 from onnx_netadapt.profiler import Granularity, Network
 
+
 def by_weight(coupling: Coupling) -> "Narrowing":
     """The graph with its units ordered by the norms of their weights: no data needed."""
     from onnx_netadapt.passes.importance import weight_order
@@ -131,7 +132,9 @@ def node_names(coupling: Coupling, group: Group) -> tuple[list[str], list[str]]:
 
 def selected_groups(coupling: Coupling, exclude: Sequence[str], only: Sequence[str]) -> list[Group]:
     """The groups that the patterns leave; InputError when a pattern matches nothing."""
-    names = {group.id: {group.id, *(n for part in node_names(coupling, group) for n in part)} for group in coupling.groups}
+    names = {
+        group.id: {group.id, *(n for part in node_names(coupling, group) for n in part)} for group in coupling.groups
+    }
     for option, patterns in (("--exclude", exclude), ("--only", only)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for known in names.values() for name in known):
@@ -140,8 +143,4 @@ def selected_groups(coupling: Coupling, exclude: Sequence[str], only: Sequence[s
     def matches(group: Group, patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for name in names[group.id] for pattern in patterns)
 
-    return [
-        group
-        for group in coupling.groups
-        if (not only or matches(group, only)) and not matches(group, exclude)
-    ]
+    return [group for group in coupling.groups if (not only or matches(group, only)) and not matches(group, exclude)]

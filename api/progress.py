@@ -1,4 +1,4 @@
-"""Progress for people: one line for each long phase on standard error, with the time left and the best result so far."""
+"""Progress for people: a line for each long phase on standard error, with the time left and the best so far."""
 
 import sys
 import time
@@ -62,11 +62,13 @@ def _lines(title: str) -> Iterator[Report]:
 @contextmanager
 def _bar(title: str) -> Iterator[Report]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns: list[Any] = [TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
-    bars = Bars(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True), transient=True)
+    bars = Bars(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True
+    )
     with bars:
         task = bars.add_task(title, total=None, note="")
         yield lambda done, total, note: bars.update(task, completed=done, total=total or None, note=note)

@@ -9,13 +9,12 @@ torch is passed in: importing this module does not import it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from .errors import NetAdaptError, ShapeError, UnsupportedOp
 from .graph import Graph, Node, Port, node_view
@@ -56,28 +55,43 @@ class Program:
         return [values[name] for name in self.outputs]
 
 
-def build(graph: Graph, torch: Any) -> Program:
-    """The program of a graph; UnsupportedOp when torch has no form for some node."""
-    problems = list(reasons(graph, torch))
+def build(graph: Graph, torch: Any, embed: Collection[str] = ()) -> Program:
+    """The program of a graph; the constants named in `embed` become its own.
+
+    Raises UnsupportedOp, with the first reasons, when torch has no form for some node.
+    """
+    problems = reasons(graph, torch)
     if problems:
         raise UnsupportedOp("; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""))
-    return _assemble(graph, torch)
+    from .ops.sizing import settled
+
+    return _assemble(settled(graph), torch, embed)
 
 
-def reasons(graph: Graph, torch: Any) -> Iterator[str]:
+def build_body(outer: Graph, body: onnx.GraphProto, torch: Any) -> Program:
+    """The program of a body of If, Loop or Scan; it is given the outer tensors that it reads at each run."""
+    graph = body_graph(outer, body)
+    own = {tensor.name for tensor in body.initializer} | {name for node in graph.nodes for name in node.outputs}
+    return build(graph, torch, embed=own)
+
+
+def reasons(graph: Graph, torch: Any) -> list[str]:
     """Why a graph cannot be lowered: one sentence for each node (none when it can)."""
-    for node in _needed(graph, _fixed(graph)):
+    from .ops.sizing import settled
+
+    graph, found = settled(graph), []
+    for node in _needed(graph):
         try:
             _function(graph, node, torch)
         except NetAdaptError as error:
-            yield str(error)
+            found.append(str(error))
+    return found
 
 
-def _assemble(graph: Graph, torch: Any) -> Program:
+def _assemble(graph: Graph, torch: Any, embed: Collection[str]) -> Program:
     from .ops.runtime import as_tensor
 
-    fixed = _fixed(graph)
-    nodes = _needed(graph, fixed)
+    nodes = _needed(graph)
     reads = [(*node.inputs, *node.captures) for node in nodes]
     outputs = tuple(port.name for port in graph.outputs)
     last = {name: place for place, names in enumerate(reads) for name in names if name}
@@ -90,10 +104,12 @@ def _assemble(graph: Graph, torch: Any) -> Program:
         frees = tuple(sorted(gone | unread))
         steps.append(Step(node, _function(graph, node, torch), names, makes, frees))
     used = {name for names in (*reads, outputs) for name in names}
-    literals = {name: as_tensor(np.asarray(fixed[name]), torch) for name in sorted(used & fixed.keys())}
-    return Program(
-        tuple(steps), tuple(port.name for port in graph.inputs), outputs, literals, frozenset(used & graph.constants.keys())
-    )
+    literals = {name: as_tensor(np.asarray(graph.known[name]), torch) for name in sorted(used & graph.known.keys())}
+    constants = used & graph.constants.keys()
+    for name in sorted(constants.intersection(embed)):
+        literals[name] = as_tensor(graph.constants[name].array(), torch)
+    inputs = tuple(port.name for port in graph.inputs)
+    return Program(tuple(steps), inputs, outputs, literals, frozenset(constants.difference(embed)))
 
 
 def _function(graph: Graph, node: Node, torch: Any) -> Callable[..., Any]:
@@ -102,7 +118,7 @@ def _function(graph: Graph, node: Node, torch: Any) -> Callable[..., Any]:
 
     lower = lowering_of(graph, node)
     if lower is not None:
-        view = View(_honest(graph), node)
+        view = View(graph, node)
         try:
             return lower(view, torch)
         except UnsupportedOp:
@@ -114,7 +130,7 @@ def _function(graph: Graph, node: Node, torch: Any) -> Callable[..., Any]:
         domain = f" of domain '{node.domain}'" if node.domain else ""
         version = graph.opsets.get(node.domain, 1)
         raise UnsupportedOp(f"node '{node.label}': operator {node.op_type}{domain}, opset {version}, has no torch form")
-    program = build(body, torch)
+    program = build(body, torch, embed=body.constants.keys())
 
     def run(*args: Any) -> Any:
         padded = [*args, *[None] * (len(program.inputs) - len(args))]
@@ -124,45 +140,14 @@ def _function(graph: Graph, node: Node, torch: Any) -> Callable[..., Any]:
     return run
 
 
-def _honest(graph: Graph) -> Graph:
-    """The graph without values that rest on sizes which depend on values."""
-    fixed = _fixed(graph)
-    if len(fixed) == len(graph.known):
-        return graph
-    return Graph(
-        graph.model, graph.nodes, graph.constants, graph.inputs, graph.outputs, graph.shapes, graph.dtypes, fixed,
-        graph.opsets, graph.notes,
-    )  # fmt: skip
-
-
-def _fixed(graph: Graph) -> Mapping[str, NDArray[Any]]:
-    """Known values that hold whatever the inputs' values are (rule 2)."""
-    from .ops import sizes_depend_on_values
-
-    if not graph.known:
-        return graph.known
-    open_sizes: set[str] = set()
-    loose: set[str] = set()
-    for node in graph.nodes:
-        if any(name in loose for name in node.inputs) or (
-            node.op_type in ("Shape", "Size") and node.inputs[0] in open_sizes
-        ):
-            loose.update(name for name in node.outputs if name in graph.known)
-        known = graph.known.keys() - loose
-        if any(name in open_sizes for name in node.inputs) or sizes_depend_on_values(graph, node, known):
-            open_sizes.update(node.outputs)
-    return {name: value for name, value in graph.known.items() if name not in loose}
-
-
-def _needed(graph: Graph, fixed: Mapping[str, Any]) -> list[Node]:
+def _needed(graph: Graph) -> list[Node]:
     """The nodes that the outputs depend on and whose results are not known, in order."""
-    wanted = {port.name for port in graph.outputs} - fixed.keys()
+    wanted = {port.name for port in graph.outputs} - graph.known.keys()
     found = []
     for node in reversed(graph.nodes):
-        made = [name for name in node.outputs if name in wanted and name not in graph.constants]
-        if made:
+        if any(name in wanted and name not in graph.constants for name in node.outputs):
             found.append(node)
-            wanted.update(name for name in (*node.inputs, *node.captures) if name not in fixed)
+            wanted.update(name for name in (*node.inputs, *node.captures) if name not in graph.known)
     return found[::-1]
 
 
@@ -180,6 +165,20 @@ def body_graph(outer: Graph, body: onnx.GraphProto, opsets: Mapping[str, int] | 
     outputs = tuple(Port(value.name, (), 0) for value in body.output)
     known = {} if opsets is not None else {name: v for name, v in outer.known.items() if name not in own}
     return Graph(model, nodes, {**seen, **constants}, inputs, outputs, {}, {}, known, opsets or outer.opsets)
+
+
+def bare_graph(model: onnx.ModelProto) -> Graph:
+    """The graph of a model of which nothing is inferred: its program reads all sizes from the tensors that it is given."""
+    from .load import _constants, _port
+
+    nodes = tuple(node_view(index, proto) for index, proto in enumerate(model.graph.node))
+    constants = _constants(model.graph, nodes)
+    inputs = tuple(_port(value) for value in model.graph.input if value.name not in constants)
+    outputs = tuple(_port(value) for value in model.graph.output)
+    dtypes = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    dtypes |= {name: int(constant.proto.data_type) for name, constant in constants.items()}
+    opsets = {"" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import}
+    return Graph(model, nodes, constants, inputs, outputs, {}, dtypes, {}, opsets)
 
 
 def function_body(graph: Graph, node: Node) -> Graph | None:

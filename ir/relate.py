@@ -34,6 +34,8 @@ def relations_of(graph: Graph, nodes: Sequence[Node] | None = None) -> Relations
             _freeze_tensor(graph, relations, name, f"the body of {node.op_type} reads it", node.index)
         if node.index in skipped:
             _freeze_computed(graph, relations, node)
+            if any(name not in graph.known and name not in graph.constants for name in node.inputs):
+                _relate(graph, relations, node)  # a Shape or Size
         else:
             _relate(graph, relations, node)
     return relations

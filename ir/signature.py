@@ -72,6 +72,8 @@ def _operand(text: str) -> Operand:
 def _token(word: str) -> Token:
     if word.startswith("("):
         inner = word[1:-1]
+        if "'" in inner:
+            raise ValueError(f"'{word}': only a name that stands alone can be marked as contracted")
         if "+" in inner:
             return Token(tuple(part.strip() for part in inner.split("+")), "sum")
         return Token(tuple(inner.split()), "product")

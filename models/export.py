@@ -197,6 +197,7 @@ _CHATTER: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
     (r"The tensor attributes? .*_flat_weights", UserWarning),  # LSTM and GRU under torch.export
     (r"_check_is_size will be removed", FutureWarning),
+    (r"The \.grad attribute of a Tensor that is not a leaf", UserWarning),  # its loop over an LSTM's steps
     (r"# The axis name: batch will not be used", UserWarning),  # several inputs with the same open axis
 )
 

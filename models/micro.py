@@ -24,7 +24,7 @@ def _micro(
     module, function = builder.split(".")
     inputs = MappingProxyType({"input": spec})
     family = "regression" if module == "micro_regressions" else "micro"
-    return Architecture(name, family, lazy(module, function), inputs, outputs, opset)
+    return Architecture(name, family, lazy(f"architectures.{module}", function), inputs, outputs, opset)
 
 
 _ALL = (

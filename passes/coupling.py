@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ..ir.graph import Graph, Node, Shape
 from ..ir.relate import relations_of
 from ..ir.relations import Axis, Fold, Freeze, Relations, is_virtual
+from .cuts import Cuts, tied_axes
 
 Ids = NDArray[np.int64]
 Widths = Mapping[str, int]
@@ -61,7 +62,8 @@ class Coupling:
     """The groups of a graph, and for every axis which units its positions belong to.
 
     `layers[axis]` is an array (layers, positions) of unit numbers, -1 for none; a position goes when any of its units
-    goes. `unit_group` and `unit_index` say which unit of which group a number is.
+    goes. `unit_group` and `unit_index` say which unit of which group a number is. `cut` are axes of constants that must be
+    zeroed because the consumers of their channels have no weights (see `cuts`).
     """
 
     graph: Graph
@@ -71,6 +73,7 @@ class Coupling:
     unit_group: Ids
     unit_index: Ids
     barriers: tuple[Barrier, ...]
+    cut: frozenset[Axis] = frozenset()
 
     @cached_property
     def by_id(self) -> Mapping[str, Group]:
@@ -109,7 +112,7 @@ class Coupling:
 def couple(graph: Graph) -> Coupling:
     """The coupling of a graph; see the module's rules."""
     relations = relations_of(graph)
-    _freeze_products_of_activations(graph, relations)
+    cut = _cut_or_freeze(graph, relations)
     atoms = _Atoms(relations)
     roots, frozen, bound = atoms.solve()
     layers = {axis: rows for axis in atoms.offset if (rows := _expand(atoms.of(axis), roots, frozen, bound)) is not None}
@@ -121,7 +124,7 @@ def couple(graph: Graph) -> Coupling:
     starts = np.concatenate([[0], np.cumsum([group.units for group in groups])])
     unit_index = np.arange(len(unit_group)) - starts[unit_group] if len(groups) else np.zeros(0, dtype=np.int64)
     return Coupling(
-        graph, relations, groups, layers, unit_group, unit_index, _barriers(graph, relations, layers, atoms)
+        graph, relations, groups, layers, unit_group, unit_index, _barriers(graph, relations, layers, atoms), cut
     )
 
 
@@ -134,16 +137,36 @@ def constant_tensors(graph: Graph) -> frozenset[str]:
     return frozenset(found)
 
 
-def _freeze_products_of_activations(graph: Graph, relations: Relations) -> None:
-    """A sum over channels of two activations has no weights to set to zero, so that removal could not be checked."""
+def _cut_or_freeze(graph: Graph, relations: Relations) -> frozenset[Axis]:
+    """The constants to zero where channels are summed without weights (see `cuts`); where there are none, freezes."""
     constant = constant_tensors(graph)
     by_node: dict[int, list[Axis]] = {}
     for item in relations.contracts:
         by_node.setdefault(item.node, []).append(item.axis)
+    uses = frozenset(use for name in graph.constants for _, _, use in graph.constant_uses(name))
+    cuts = Cuts(graph, frozenset(freeze.axis for freeze in relations.freezes), uses)
+    found: set[Axis] = set()
     for node, axes in by_node.items():
-        if not any(axis[0] in constant or axis[0].rpartition("@")[0] in constant for axis in axes):
-            reason = f"{graph.nodes[node].op_type} sums over it in a product of two activations"
-            relations.freezes.extend(Freeze(axis, reason, node) for axis in axes)
+        for same in _same_letter(graph, node, axes):
+            if any(axis[0] in constant or axis[0] in uses or axis in cuts.frozen for axis in same):
+                continue
+            cut = next((cut for axis in same if (cut := cuts.of(axis)) is not None), None)
+            if cut is None:
+                reason = f"{graph.nodes[node].op_type} sums over it without weights, and its inputs cannot be made zero"
+                relations.freezes.extend(Freeze(axis, reason, node) for axis in same)
+            else:
+                found |= cut
+    return frozenset(found)
+
+
+def _same_letter(graph: Graph, node: int, axes: list[Axis]) -> list[list[Axis]]:
+    """The contracted axes of a node, those of the same channels together."""
+    if len(axes) == 1:
+        return [axes]
+    tied = tied_axes(relations_of(graph, [graph.nodes[node]]))
+    groups = [[axis for axis in axes if axis in component] for component in tied]
+    known = {axis for group in groups for axis in group}
+    return [group for group in groups if group] + [[axis] for axis in axes if axis not in known]
 
 
 class _Atoms:

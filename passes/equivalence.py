@@ -56,10 +56,23 @@ def zeroed(original: onnx.ModelProto, plan: Mapping[str, Any]) -> onnx.ModelProt
             if "node" in member:
                 tensor = _own_copy(model, tensors, member)
             array = numpy_helper.to_array(tensor).copy()
-            array[(slice(None),) * member["axis"] + (np.asarray(member["removed"], dtype=np.int64),)] = 0
+            places = (slice(None),) * member["axis"] + (np.asarray(member["removed"], dtype=np.int64),)
+            array[places] = _zero(tensors, member, array)[places]
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(array, name))
     return model
+
+
+def _zero(tensors: Mapping[str, onnx.TensorProto], member: Mapping[str, Any], array: Array) -> Array:
+    """What stands for zero at each place: 0, or the zero point that the member's `zero` names, laid along its axis."""
+    if "zero" not in member:
+        return np.zeros_like(array)
+    point = numpy_helper.to_array(tensors[member["zero"]["tensor"]])
+    if point.ndim == 1 and point.size > 1:
+        shape = [1] * array.ndim
+        shape[member["zero"]["axis"]] = point.size
+        point = point.reshape(shape)
+    return np.broadcast_to(point.reshape(()) if point.size == 1 else point, array.shape).astype(array.dtype)
 
 
 def _tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

@@ -17,7 +17,7 @@ from ..ir.graph import Graph
 from ..ir.ops.maps import Floats
 from .consumers import Consumer, Consumers, Key, consumers_of
 from .coupling import Coupling
-from .rows import MEMORY_BYTES, Batches, Progress, Runner, columns_of, pieces, sample
+from .rows import MEMORY_BYTES, Batches, Progress, Runner, columns_of, pieces, positions, sample
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ def collect(
             values = runner(feeds)
             for key in chunk:
                 tensor = values[key[0]]
-                places = sample(key[1], _columns(wanted[key]), tensor.shape, rng)
+                places = sample(positions(key[1], tensor.shape), _columns(wanted[key]), rng)
                 moments[key].add(columns_of(tensor, key[1], places))
             examples += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
             if progress is not None:

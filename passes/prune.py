@@ -23,7 +23,7 @@ from ..ir.ops import known_nodes, rule_for
 from ..ir.ops.sizes import constant_behind
 from ..ir.relate import relations_of
 from ..ir.relations import Axis
-from ..ir.scope import Edit
+from ..ir.scope import Edit, View
 from ..ir.shapes import evaluate
 from ..ir.write import Array, Changes, apply
 from .coupling import Coupling, Kept, constant_tensors
@@ -239,6 +239,8 @@ def plan_of(coupling: Coupling, kept: Kept) -> Plan:
             gone = np.flatnonzero(~coupling.positions(axis, removed))
             role = "consumer" if axis in consumers else "producer" if node.index in weights else "carrier"
             member = {"tensor": name, "axis": axis[1], "role": role, "removed": gone.tolist()}
+            if role == "consumer" and (zero := _zero_point(graph, name, node)) is not None:
+                member["zero"] = {"tensor": zero[0], "axis": zero[1]}
             members.append(member | ({"node": node.label} if shared else {}))
         groups.append(
             {"id": group.id, "units": group.units, "kept": [int(unit) for unit in units], "members": members}
@@ -246,9 +248,21 @@ def plan_of(coupling: Coupling, kept: Kept) -> Plan:
     return {"schema_version": 1, "groups": groups}
 
 
+def _zero_point(graph: Graph, name: str, node: Node) -> tuple[str, int] | None:
+    """The constant that holds the number which stands for zero in a quantized constant, and the axis it lies along."""
+    rule = rule_for(graph, node)
+    if rule is None:
+        return None
+    slot = node.inputs.index(name)
+    found = rule.zero_points(View(graph, node)).get(slot)
+    if found is None or found[0] >= len(node.inputs) or node.inputs[found[0]] not in graph.constants:
+        return None
+    return node.inputs[found[0]], found[1]
+
+
 def consumer_axes(coupling: Coupling) -> frozenset[Axis]:
     """Axes of constants that are summed over, directly or behind nodes that only carry constants along."""
-    graph, found = coupling.graph, set(coupling.contracted())
+    graph, found = coupling.graph, set(coupling.contracted() | coupling.cut)
     constant = constant_tensors(graph)
     cone = [node for node in graph.nodes if node.inputs and all(name in constant for name in node.outputs if name)]
     skipped = known_nodes(graph)

@@ -146,11 +146,13 @@ def apply_weights(pruned: onnx.ModelProto, weights: Mapping[str, Floats]) -> onn
     """
     model = onnx.ModelProto()
     model.CopyFrom(pruned)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if not node.input and attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
-                tensors[node.output[0]] = attribute.t
+    write_weights(model, weights)
+    return model
+
+
+def write_weights(model: onnx.ModelProto, weights: Mapping[str, Floats]) -> None:
+    """What `apply_weights` does, in the model itself."""
+    tensors = constants_of(model)
     for name, value in weights.items():
         tensor = tensors.get(name)
         if tensor is None or tuple(tensor.dims) != value.shape:
@@ -161,4 +163,13 @@ def apply_weights(pruned: onnx.ModelProto, weights: Mapping[str, Floats]) -> onn
         new = numpy_helper.from_array(np.clip(value, -limit, limit).astype(dtype), tensor.name)
         new.doc_string = tensor.doc_string
         tensor.CopyFrom(new)
-    return model
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The initializers and the values of Constant nodes, by name."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if not node.input and attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
+                tensors[node.output[0]] = attribute.t
+    return tensors

@@ -1,8 +1,8 @@
 """Rows: running a model over examples piece by piece, and reading sampled rows of what its weights are multiplied with.
 
 1. Examples go through in pieces whose tapped tensors fit into MEMORY_BYTES, whatever the size of the batches.
-2. Neighbouring positions of an image tell nearly the same, so that POSITIONS_PER_COLUMN positions per column (and image)
-   are read, at random places, but at least MIN_POSITIONS: a Gram matrix of K columns sees 50 K rows from 400 images.
+2. Neighbouring positions of an image tell nearly the same: POSITIONS_PER_COLUMN positions per column (and image)
+   are read, at random places, but at least MIN_POSITIONS: a Gram matrix of K columns sees 50 K rows from 500 images.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Progress = Callable[[int, int, str], None]
 
 MEMORY_BYTES = 400_000_000
 MAX_PIECE = 64
-POSITIONS_PER_COLUMN = 1 / 16
-MIN_POSITIONS = 16
+POSITIONS_PER_COLUMN = 1 / 10
+MIN_POSITIONS = 20
 
 
 def pieces(graph: Graph, batches: Batches, taps: Sequence[str]) -> Iterator[Feeds]:
@@ -89,13 +89,17 @@ def session_of(model: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def sample(window: Window, columns: int, shape: Shape, rng: np.random.Generator) -> Ints:
-    """The output positions to read for an input of a shape (rule 2), in rising order."""
-    count = len(_table(window, spatial_sizes(shape, window.axis)))
+def sample(count: int, columns: int, rng: np.random.Generator) -> Ints:
+    """Which of `count` output positions to read for so many columns (rule 2), in rising order."""
     wanted = max(MIN_POSITIONS, int(np.ceil(columns * POSITIONS_PER_COLUMN)))
     if wanted >= count:
         return np.arange(count, dtype=np.int64)
     return np.sort(rng.choice(count, wanted, replace=False))
+
+
+def positions(window: Window, shape: Shape) -> int:
+    """The number of output positions for an input of a shape."""
+    return len(_table(window, spatial_sizes(shape, window.axis)))
 
 
 def columns_of(tensor: Floats, window: Window, places: Ints) -> Floats:

@@ -11,21 +11,19 @@
 4. Every lookup is remembered by the widths that it depends on: an estimate is a hundred dictionary reads.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 
 from .amounts import Dims, amounts, off_step
 from .fit import Calibration, Floats, Point, UnitFit, trend_of
 from .lut import Entry, Lut
-from .staircase import Granularity
-from .structure import Boundary, Mask, Ran, Shapes, ShapesOf, Structure, Unit, Widths, digest_of, masks_of
+from .plan import Kinds, Plan, around, family_of, key_of
+from .structure import Boundary, Mask, Shapes, Unit, Widths, digest_of
 
-Places = tuple[str, ...]
 _ENOUGH = 8  # points from which a family's own trend is used
 
 
@@ -51,77 +49,6 @@ class Estimate:
         """The share of the time that was extrapolated or of unknown kind."""
         doubtful = sum(p.us for p in self.parts if p.source in ("extrapolated", "unknown"))
         return doubtful / max(sum(p.us for p in self.parts), 1e-9)
-
-
-class Plan:
-    """A network's structure on one target with the stairs of its units: turns widths into kinds, keys and amounts."""
-
-    def __init__(
-        self, structure: Structure, base: Widths, other: Widths, shapes: ShapesOf, granularity: Granularity
-    ) -> None:
-        self.structure = structure
-        self.base = dict(base)
-        self.shapes = shapes
-        self.granularity = granularity
-        self.masks = masks_of(structure.units, base, other, shapes)
-        self.boundary_masks = masks_of([b.unit for b in structure.boundaries], base, other, shapes)
-        self.digest = digest_of([structure.digest, sorted(base.items())])
-
-    def stairs(self, unit: Unit, shapes: Shapes) -> Places:
-        """Where the channel count (axis 1) of each tensor that the unit reads or writes stands on the stairs."""
-        ins, _, outs = unit.dims(shapes)
-        return tuple(self.granularity.stair(shape[1]) if len(shape) > 1 else "-" for shape in (*ins, *outs))
-
-    def entry(self, unit: Unit, mask: Mask, kind: str, shapes: Shapes, us: float) -> Entry:
-        """The table's entry for a unit that ran as `kind` in `us`."""
-        attributes = {
-            "type": "unit",
-            "family": family_of(kind, mask),
-            "relatives": digest_of([kind, unit.ops]),
-            "kind": kind,
-            "skeleton": mask.skeleton,
-            "shapes": unit.dims(shapes),
-        }
-        return Entry(key_of(unit, mask, kind, shapes), attributes, (us,))
-
-
-def family_of(kind: str, mask: Mask) -> str:
-    """What units have in common that differ in widths only."""
-    return digest_of([kind, mask.skeleton])
-
-
-def key_of(unit: Unit, mask: Mask, kind: str, shapes: Shapes) -> str:
-    """The key of a unit: kind, operators and static attributes, and all its shapes."""
-    return digest_of([kind, mask.skeleton, unit.dims(shapes)])
-
-
-@dataclass(slots=True)
-class Kinds:
-    """Learnt: what runs for a skeleton whose channels stand on given stairs (rule 1)."""
-
-    seen: dict[Any, dict[Any, Counter[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
-
-    def learn(self, what: object, places: Sequence[str], kind: str) -> None:
-        """Counts one observation."""
-        self.seen[what][tuple(places)][kind] += 1
-
-    def predict(self, what: object, places: Sequence[str]) -> tuple[str, bool]:
-        """The kind seen most often there, or at the nearest places (then the second value is False)."""
-        known = self.seen.get(what)
-        if not known:
-            return "", False
-        here = tuple(places)
-        if here in known:
-            return known[here].most_common(1)[0][0], True
-        near = min(known, key=lambda p: (_apart(p, here), p))
-        return known[near].most_common(1)[0][0], False
-
-
-def _apart(a: Places, b: Places) -> int:
-    """How many places differ; unaligned against aligned counts most, because it changes the kernel."""
-    return sum((x != y) + 3 * ((x in "uU") != (y in "uU")) for x, y in zip(a, b, strict=False)) + 9 * abs(
-        len(a) - len(b)
-    )
 
 
 class LatencyModel:
@@ -163,7 +90,7 @@ class LatencyModel:
                 for what in (mask.skeleton, unit.ops):
                     self._kinds.learn(what, self.plan.stairs(unit, shapes), kind)
             for i, (boundary, kind) in enumerate(zip(structure.boundaries, told["layouts"], strict=True)):
-                self._layouts.learn(None, _around(boundary, told["kinds"]), kind)
+                self._layouts.learn(None, around(boundary, told["kinds"]), kind)
                 active |= {i} if kind else set()
             self._loose_us += told["loose_us"] / len(networks)
             self._networks.append((dict(told["widths"]), entry.statistic_us / 1e3))
@@ -189,9 +116,9 @@ class LatencyModel:
     def _boundary_part(self, boundary: Boundary, mask: Mask) -> Callable[[Shapes], Part]:
         def part(shapes: Shapes) -> Part:
             units, masks = self.plan.structure.units, self.plan.masks
-            around = [boundary.producer, *boundary.consumers]
-            kinds = {i: self._kind(units[i], masks[i], shapes)[0] for i in around if i >= 0}
-            kind, sure = self._layouts.predict(None, _around(boundary, kinds))
+            near = [boundary.producer, *boundary.consumers]
+            kinds = {i: self._kind(units[i], masks[i], shapes)[0] for i in near if i >= 0}
+            kind, sure = self._layouts.predict(None, around(boundary, kinds))
             return self._part(boundary.unit, mask, kind, shapes, sure)
 
         return part
@@ -248,7 +175,14 @@ class LatencyModel:
     def raw_ms(self, widths: Widths) -> float:
         """The sum of all units and boundaries before calibration."""
         full = widths if len(widths) == len(self.plan.base) else {**self.plan.base, **widths}
-        return (sum(t.us(full, self.plan.shapes) for t in self._terms) + self._loose_us) / 1e3
+        shapes: list[Shapes] = []  # worked out once, and only if something is asked for the first time
+
+        def once() -> Shapes:
+            if not shapes:
+                shapes.append(self.plan.shapes(full))
+            return shapes[0]
+
+        return (sum(t.us(full, once) for t in self._terms) + self._loose_us) / 1e3
 
     def estimate(self, widths: Widths) -> float:
         """The expected latency in milliseconds; groups that are not named keep their base width."""
@@ -275,33 +209,14 @@ class _Term:
         self._known: dict[object, float] = {}
         self.part = part
 
-    def us(self, widths: Widths, shapes: ShapesOf) -> float:
-        """Microseconds at `widths`."""
+    def us(self, widths: Widths, shapes: Callable[[], Shapes]) -> float:
+        """Microseconds at `widths`; `shapes` gives the shapes there, if they must be looked at."""
         key = self._get(widths)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self.part(shapes(widths)).us
+            known = self._known[key] = self.part(shapes()).us
         return known
 
 
 def _nothing(_: Widths) -> object:
     return None
-
-
-def _around(boundary: Boundary, kinds: Sequence[str] | Mapping[int, str]) -> tuple[str, ...]:
-    """The kinds of the units around a boundary: who writes it, then all that read it."""
-    writer = kinds[boundary.producer] if boundary.producer >= 0 else "input"
-    return (writer, *sorted({kinds[i] for i in boundary.consumers}))
-
-
-def network_entry(plan: Plan, widths: Widths, ran: Ran, whole_ms: float) -> Entry:
-    """The table's entry for a whole network: what ran at these widths, and its measured latency."""
-    attributes = {
-        "type": "network",
-        "digest": plan.digest,
-        "widths": dict(sorted(widths.items())),
-        "kinds": [kind for kind, _ in ran.units],
-        "layouts": [kind for kind, _ in ran.boundaries],
-        "loose_us": ran.loose_us,
-    }
-    return Entry(digest_of([plan.digest, attributes["widths"]]), attributes, (whole_ms * 1e3,))

@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 
 from ..ir.errors import ProfileError
-from .cost import LatencyModel, Plan, network_entry
+from .cost import LatencyModel
 from .fit import Calibration
 from .lut import Entry, Lut
+from .plan import Plan, network_entry
 from .staircase import Granularity, probe
 from .structure import Ran, ShapesOf, Structure, Widths, structure_of, what_ran
 from .target import Target

@@ -53,7 +53,7 @@ def _kernel(a: Floats, b: Floats, reach: float, spread: float) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Amounts (d,) of one unit, and whether a width is off the step."""
+    """The four amounts of one unit (see `amounts`), and whether a width is off the step."""
 
     amounts: Sequence[float]
     off_step: bool = False

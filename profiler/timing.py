@@ -20,6 +20,7 @@ from ..ir.errors import ProfileError, TargetError
 from .target import Model, Target
 
 _BURST = 5
+_PATIENCE_SECONDS = 4.0
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 
@@ -161,20 +162,27 @@ def collect(
     clocks: Clocks,
     burst: int = _BURST,
 ) -> list[Samples]:
-    """Samples of every function in `runs`, called in alternating bursts until each has its runs and seconds."""
+    """Samples of every function in `runs`, called in alternating bursts until each has its runs and seconds.
+
+    Functions so slow that `min_runs` would take longer than `_PATIENCE_SECONDS` get fewer runs, at least one burst.
+    """
     samples = [Samples() for _ in runs]
     for run in runs:
         for _ in range(warm_up):
             run()
     skipped = 1 if len(runs) > 1 else 0
-    needed_ns = min_seconds * 1e9
-    while any(len(s.wall) < min_runs or sum(s.wall) < needed_ns for s in samples):
+    while not all(_enough(s, min_runs, min_seconds * 1e9) for s in samples):
         for run, into in zip(runs, samples, strict=True):
             for _ in range(skipped):
                 run()
             for _ in range(burst):
                 _timed(run, into, clocks)
     return samples
+
+
+def _enough(samples: Samples, min_runs: int, needed_ns: float) -> bool:
+    spent = sum(samples.wall)
+    return (len(samples.wall) >= min_runs and spent >= needed_ns) or spent > max(needed_ns, _PATIENCE_SECONDS * 1e9)
 
 
 def _timed(run: Callable[[], object], into: Samples, clocks: Clocks) -> None:

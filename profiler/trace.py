@@ -7,11 +7,13 @@
 3. Durations are whole microseconds of wall time, inflated by about 2 us per node. The first runs are dropped; the
    statistic is the mean of the lower half: a mean because integers quantise, the lower half because a preempted run
    adds milliseconds to one node.
+   Runs are counted so that short networks give many samples and long ones do not take minutes.
 4. Nodes inside subgraphs are part of the time of the node that holds them.
 """
 
 import json
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from .timing import Feeds
 
 _SUFFIX = "_kernel_time"
 _INNER = "inner:"
+_PROFILE_SECONDS = 0.4
+_PROFILE_EVENTS = 10_000  # each is some 700 bytes of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +52,33 @@ class Trace:
     times: Mapping[str, NodeTime]
 
 
-def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int = 25, warm_up: int = 4) -> Trace:
-    """The Trace of `model` over `runs` counted runs; raises TargetError if the target cannot run it."""
+def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int | None = None, warm_up: int = 4) -> Trace:
+    """The Trace of `model` over `runs` counted runs (None: as many as its length asks for, rule 3).
+
+    Raises TargetError if the target cannot run the model.
+    """
     named = named_copy(model)
     with tempfile.TemporaryDirectory(prefix="netadapt-") as folder:
         final_path, prefix = str(Path(folder, "final.onnx")), str(Path(folder, "profile"))
         final = _saves_graph(named, target, final_path)
         session = target.session(named, profile_prefix=prefix, optimized_path=final_path if final else None)
         try:
-            for _ in range(warm_up + runs):
+            start = time.perf_counter()
+            for _ in range(warm_up):
+                session.run(None, dict(feeds))
+            seconds = (time.perf_counter() - start) / max(warm_up, 1)
+            for _ in range(_runs(seconds, len(named.graph.node)) if runs is None else runs):
                 session.run(None, dict(feeds))
         except Exception as error:  # onnxruntime has no common error class
             raise TargetError(f"{target} cannot run the model: {str(error).splitlines()[0]}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         final_graph = onnx.load(final_path, load_external_data=False).graph if final else None
     return Trace(named.graph, final, final_graph, node_times(events, warm_up))
+
+
+def _runs(seconds: float, nodes: int) -> int:
+    """Counted runs for a network that takes `seconds`: within a time, and within what a profile can hold."""
+    return int(np.clip(_PROFILE_SECONDS / max(seconds, 1e-6), 8, min(100, max(8, _PROFILE_EVENTS // max(nodes, 1)))))
 
 
 def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -18,10 +18,15 @@ import onnx
 from ..graph import Graph, Node, Shape
 from ..scope import Edit, Scope, View
 
-__all__ = ["Edit", "OpRule", "Scope", "View", "all_rules", "known_nodes", "rule_for"]
+__all__ = ["Edit", "OpRule", "Scope", "View", "all_rules", "known_nodes", "lowering_of", "rule_for"]
 
 FAMILIES = (
     "attention", "conv", "elementwise", "layout", "linear", "norm", "pieces", "pool", "quant", "reduce", "rnn", "source",
+)  # fmt: skip
+
+_TORCH_FAMILIES = (
+    "attention", "control", "conv", "elementwise", "layout", "linear", "norm", "pieces", "pool", "quant", "reduce", "rnn",
+    "source",
 )  # fmt: skip
 
 MICROSOFT = "com.microsoft"
@@ -71,7 +76,8 @@ class OpRule:
 
     `relate` states which axes hold the same channels; `patch` says how attributes and size inputs follow the kept
     widths; `macs` counts multiply-accumulates from (view, input shapes, output shapes); `lower` gives the torch form:
-    a function of torch tensors, built by `lower(view, torch)`; None when there is none yet.
+    a function of torch tensors, built by `lower(view, torch)`; None where it stands in the `LOWER` table of the
+    family's `*_torch.py`, as for all of ours.
     `since` lists the definition versions (ONNX's since_version) that the rule was written for.
     `zeros` says which inputs must be zero on a channel for the output to be zero there; `zero_points` gives, for a slot
     with quantized numbers, the slot of the number that stands for zero and the axis along which it is laid.
@@ -121,6 +127,29 @@ def rule_for(graph: Graph, node: Node) -> OpRule | None:
     """The rule of a node, None when there is none for its operator at this opset."""
     since = _since_version(node.op_type, node.domain, graph.opsets.get(node.domain, 1))
     return all_rules().get((node.domain, node.op_type, since))
+
+
+@cache
+def _lowerings() -> Mapping[str, Callable[[View, Any], Callable[..., Any]]]:
+    """The torch forms of all families by operator; see `<family>_torch.py`."""
+    table: dict[str, Callable[[View, Any], Callable[..., Any]]] = {}
+    for family in _TORCH_FAMILIES:
+        for name, lower in import_module(f".{family}_torch", __package__).LOWER.items():
+            if name in table:
+                raise ValueError(f"operator {name} has two torch forms")
+            table[name] = lower
+    return table
+
+
+def lowering_of(graph: Graph, node: Node) -> Callable[[View, Any], Callable[..., Any]] | None:
+    """The torch form of a node's operator at this opset: a function (view, torch) -> function of tensors."""
+    from .torch_only import SINCE
+
+    rule = rule_for(graph, node)
+    if rule is not None:
+        return rule.lower or _lowerings().get(node.op_type)
+    since = _since_version(node.op_type, node.domain, graph.opsets.get(node.domain, 1))
+    return _lowerings().get(node.op_type) if not node.domain and since in SINCE.get(node.op_type, ()) else None
 
 
 def known_nodes(graph: Graph) -> frozenset[int]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 
-from ..lowering import Program, body_graph, build
+from ..lowering import Program, build_body
 from . import View
 from .runtime import Lowered, Lowering
 
 
 def _body(view: View, name: str, torch: Any) -> Program:
-    return build(body_graph(view.graph, view.node.attrs[name]), torch)
+    return build_body(view.graph, view.node.attrs[name], torch)
 
 
 def _outer(view: View, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..graph import Shape
-from . import MICROSOFT, Edit, OpRule, Scope, View, spatial
+from . import MICROSOFT, Edit, OpRule, Scope, View, spatial, weights
 
 
 def relate_conv(s: Scope) -> None:
@@ -24,8 +24,8 @@ def relate_conv(s: Scope) -> None:
 def relate_conv_transpose(s: Scope) -> None:
     """ConvTranspose: the weight is (G C) O k."""
     x, k, y = (spatial(letter, s.rank(slot)) for letter, slot in (("s", 0), ("k", 1), ("p", 0)))
-    s.signature(f"n (G C){x}, (G C') O{k}, (G O) -> n (G O){y}", G=_groups(s))
-    if _groups(s) == 1:
+    s.signature(f"n (G C){x}, (G C) O{k}, (G O) -> n (G O){y}", G=_groups(s))
+    if _groups(s) < s.shape(1)[0]:
         s.contract(s.inp(1, 0))
 
 
@@ -84,14 +84,24 @@ def _product(shape: Sequence[int]) -> int:
 
 
 RULES = {
-    "Conv": OpRule(relate_conv, (1, 11, 22), patch_groups, macs_conv),
-    "ConvTranspose": OpRule(relate_conv_transpose, (1, 11, 22), patch_transposed_groups, macs_conv_transpose),
-    "ConvInteger": OpRule(relate_conv_integer, (10,), patch_groups, macs_conv),
+    "Conv": OpRule(relate_conv, (1, 11, 22), patch_groups, macs_conv, zeros=weights),
+    "ConvTranspose": OpRule(
+        relate_conv_transpose, (1, 11, 22), patch_transposed_groups, macs_conv_transpose, zeros=weights
+    ),
+    "ConvInteger": OpRule(
+        relate_conv_integer,
+        (10,),
+        patch_groups,
+        macs_conv,
+        zeros=lambda view: ((1,),),
+        zero_points=lambda view: {1: (3, 0)},
+    ),
     "QLinearConv": OpRule(
         relate_qlinear_conv,
         (10,),
         lambda edit: patch_groups(edit, 3),
         lambda view, ins, outs: _product(outs[0]) * _product(ins[3][1:]),
+        zero_points=lambda view: {3: (5, 0)},
     ),
     "FusedConv": OpRule(relate_conv, (1,), patch_groups, macs_conv, domain=MICROSOFT),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import View
 from .quant_torch import requantize, shifted
-from .runtime import Lowered, Lowering, refuse, torch_pads, wide, window
+from .runtime import Lowered, Lowering, refuse, torch_pads, window
 
 
 def lower_conv(view: View, torch: Any) -> Lowered:
@@ -108,7 +108,7 @@ def lower_conv_integer(view: View, torch: Any) -> Lowered:
     conv = _convolution(view, torch)
 
     def run(x: Any, w: Any, x_zero: Any = None, w_zero: Any = None) -> Any:
-        y = conv(shifted(wide(x, torch), x_zero, 1), shifted(wide(w, torch), w_zero, 0))
+        y = conv(shifted(x.to(torch.float64), x_zero, 1), shifted(w.to(torch.float64), w_zero, 0))
         return y.to(torch.int32) if not y.requires_grad else y
 
     return run

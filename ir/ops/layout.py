@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ShapeError
-from . import Edit, OpRule, Scope
+from . import Edit, OpRule, Scope, first
 from .elementwise import broadcast_into
 
 
@@ -90,13 +90,13 @@ def relate_space_to_depth(s: Scope) -> None:
 
 
 RULES = {
-    "Reshape": OpRule(relate_reshape, (1, 5, 13, 14, 19, 21, 23, 24, 25), patch_reshape),
-    "Flatten": OpRule(relate_reshape, (1, 9, 11, 13, 21, 23, 24, 25)),
-    "Transpose": OpRule(relate_transpose, (1, 13, 21, 23, 24, 25)),
-    "Squeeze": OpRule(relate_squeeze, (1, 11, 13, 21, 23, 24, 25)),
-    "Unsqueeze": OpRule(relate_squeeze, (1, 11, 13, 21, 23, 24, 25)),
-    "Expand": OpRule(relate_expand, (8, 13), patch_expand),
-    "Tile": OpRule(relate_tile, (6, 13), patch_tile),
-    "DepthToSpace": OpRule(relate_depth_to_space, (1, 11, 13, 28)),
-    "SpaceToDepth": OpRule(relate_space_to_depth, (1, 13, 28)),
+    "Reshape": OpRule(relate_reshape, (1, 5, 13, 14, 19, 21, 23, 24, 25), patch_reshape, zeros=first),
+    "Flatten": OpRule(relate_reshape, (1, 9, 11, 13, 21, 23, 24, 25), zeros=first),
+    "Transpose": OpRule(relate_transpose, (1, 13, 21, 23, 24, 25), zeros=first),
+    "Squeeze": OpRule(relate_squeeze, (1, 11, 13, 21, 23, 24, 25), zeros=first),
+    "Unsqueeze": OpRule(relate_squeeze, (1, 11, 13, 21, 23, 24, 25), zeros=first),
+    "Expand": OpRule(relate_expand, (8, 13), patch_expand, zeros=first),
+    "Tile": OpRule(relate_tile, (6, 13), patch_tile, zeros=first),
+    "DepthToSpace": OpRule(relate_depth_to_space, (1, 11, 13, 28), zeros=first),
+    "SpaceToDepth": OpRule(relate_space_to_depth, (1, 13, 28), zeros=first),
 }

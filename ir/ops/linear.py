@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..graph import Shape
-from . import MICROSOFT, OpRule, Scope, View
+from . import MICROSOFT, OpRule, Scope, View, either
 from .elementwise import broadcast_into
 
 
@@ -26,8 +26,11 @@ def relate_matmul(s: Scope) -> None:
     relate_product(s, 0, 1)
 
 
-def relate_product(s: Scope, left: int, right: int) -> None:
-    """The relations of a matrix product of two inputs into output 0; further inputs are scalars."""
+def relate_product(s: Scope, left: int, right: int, columns: tuple[int, ...] = ()) -> None:
+    """The relations of a matrix product of two inputs into output 0.
+
+    The inputs `columns` may hold a number for each column of the right factor; further inputs are scalars.
+    """
     rank_a, rank_b = s.rank(left), s.rank(right)
     if 0 in (rank_a, rank_b):
         raise ShapeError("a matrix product of a scalar")
@@ -39,6 +42,9 @@ def relate_product(s: Scope, left: int, right: int) -> None:
         a = "T K"
     operands = ["_"] * len(s.node.inputs)
     operands[left], operands[right] = a, b
+    for slot in columns:
+        if s.has(slot) and s.rank(slot) == 1 and s.shape(slot)[0] > 1:
+            operands[slot] = "O"
     s.signature(f"{', '.join(operands)} -> {y}")
 
 
@@ -62,17 +68,12 @@ def relate_fused_gemm(s: Scope) -> None:
 
 def relate_qlinear_matmul(s: Scope) -> None:
     """QLinearMatMul: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero; per-column scales of b follow."""
-    relate_product(s, 0, 3)
-    for slot in (4, 5):
-        if s.has(slot) and s.rank(slot) >= 1 and s.shape(slot)[-1] > 1:
-            s.same(s.inp(slot, -1), s.out(-1))
+    relate_product(s, 0, 3, columns=(4, 5))
 
 
 def relate_matmul_integer(s: Scope) -> None:
     """MatMulInteger: a, b, a_zero, b_zero; per-column zero points of b follow."""
-    relate_product(s, 0, 1)
-    if s.has(3) and s.rank(3) >= 1 and s.shape(3)[-1] > 1:
-        s.same(s.inp(3, -1), s.out(-1))
+    relate_product(s, 0, 1, columns=(3,))
 
 
 def relate_einsum(s: Scope) -> None:
@@ -85,13 +86,16 @@ def relate_einsum(s: Scope) -> None:
         right = ("..." if "..." in left else "") + "".join(c for c in letters if left.count(c) == 1)
     if any(len(set(term.replace("...", ""))) < len(term.replace("...", "")) for term in (*operands, right)):
         raise ShapeError(f"equation '{equation}' takes a diagonal")
-    s.signature(f"{', '.join(map(_term, operands))} -> {_term(right)}")
+    terms = [_term(term, s.rank(slot)) for slot, term in enumerate(operands)]
+    s.signature(f"{', '.join(terms)} -> {_term(right, len(s.out_shape()))}")
 
 
-def _term(term: str) -> str:
-    lead = "... " if "..." in term else ""
-    names = " ".join(f"L{ord(letter)}" for letter in term.replace("...", ""))
-    return lead + names or "_"
+def _term(term: str, rank: int) -> str:
+    """One operand of an equation as signature tokens; the axes of its ellipsis are numbered from the right."""
+    before, dots, after = term.partition("...")
+    count = rank - len(before) - len(after) if dots else 0
+    middle = [f"E{number}" for number in reversed(range(count))]
+    return " ".join([*(f"L{ord(c)}" for c in before), *middle, *(f"L{ord(c)}" for c in after)]) or "_"
 
 
 def macs_einsum(view: View, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
@@ -108,11 +112,19 @@ def macs_einsum(view: View, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
 
 
 RULES = {
-    "Gemm": OpRule(relate_gemm, (1, 6, 7, 9, 11, 13), macs=macs_product),
-    "MatMul": OpRule(relate_matmul, (1, 9, 13), macs=macs_product),
-    "MatMulInteger": OpRule(relate_matmul_integer, (10,), macs=macs_product),
-    "QLinearMatMul": OpRule(relate_qlinear_matmul, (10, 21), macs=macs_product),
-    "Einsum": OpRule(relate_einsum, (12, 28), macs=macs_einsum),
-    "FusedMatMul": OpRule(relate_fused_matmul, (1,), macs=macs_product, domain=MICROSOFT),
+    "Gemm": OpRule(relate_gemm, (1, 6, 7, 9, 11, 13), macs=macs_product, zeros=lambda view: ((1, 2), (0, 2))),
+    "MatMul": OpRule(relate_matmul, (1, 9, 13), macs=macs_product, zeros=either),
+    "MatMulInteger": OpRule(
+        relate_matmul_integer,
+        (10,),
+        macs=macs_product,
+        zeros=either,
+        zero_points=lambda view: {0: (2, view.rank(0) - 2), 1: (3, view.rank(1) - 1)},
+    ),
+    "QLinearMatMul": OpRule(
+        relate_qlinear_matmul, (10, 21), macs=macs_product, zero_points=lambda view: {3: (5, view.rank(3) - 1)}
+    ),
+    "Einsum": OpRule(relate_einsum, (12, 28), macs=macs_einsum, zeros=either),
+    "FusedMatMul": OpRule(relate_fused_matmul, (1,), macs=macs_product, domain=MICROSOFT, zeros=either),
     "FusedGemm": OpRule(relate_fused_gemm, (1,), macs=macs_product, domain=MICROSOFT),
 }

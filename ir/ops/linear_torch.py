@@ -7,7 +7,7 @@ from typing import Any
 from . import View
 from .conv_torch import _activation
 from .quant_torch import requantize, shifted
-from .runtime import Lowered, Lowering, refuse, wide
+from .runtime import Lowered, Lowering, refuse
 
 
 def lower_gemm(view: View, torch: Any) -> Lowered:
@@ -51,9 +51,9 @@ def lower_matmul_integer(view: View, torch: Any) -> Lowered:
 
     def run(a: Any, b: Any, a_zero: Any = None, b_zero: Any = None) -> Any:
         row = None if a_zero is None or a_zero.dim() == 0 or a_zero.numel() == 1 else a_zero.unsqueeze(-1)
-        a = wide(a, torch)
+        a = a.to(torch.float64)
         a = shifted(a, a_zero, 0) if row is None else a - row.to(a.dtype)
-        y = torch.matmul(a, _minus_column(wide(b, torch), b_zero))
+        y = torch.matmul(a, _minus_column(b.to(torch.float64), b_zero))
         return y.to(torch.int32) if not y.requires_grad else y
 
     return run

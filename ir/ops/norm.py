@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import MICROSOFT, Edit, OpRule, Scope, spatial
+from . import MICROSOFT, Edit, OpRule, Scope, first, spatial, weights
 from .elementwise import broadcast_into
 
 
@@ -58,9 +58,9 @@ def freeze_from(s: Scope, start: int, slot: int = 0) -> None:
 
 
 def relate_over_axis(s: Scope) -> None:
-    """LpNormalization: one axis is normalised."""
+    """LpNormalization: the norm over one axis is a sum, to which a channel that is zero adds nothing."""
     broadcast_into(s, (0,))
-    s.freeze(s.inp(0, s.axis(-1, s.rank(0))), f"{s.node.op_type} mixes all channels of this axis")
+    s.contract(s.inp(0, s.axis(-1, s.rank(0))))
 
 
 def relate_lrn(s: Scope) -> None:
@@ -77,12 +77,12 @@ def relate_mean_variance(s: Scope) -> None:
 
 
 RULES = {
-    "BatchNormalization": OpRule(relate_batch_norm, (1, 6, 7, 9, 14, 15)),
-    "InstanceNormalization": OpRule(relate_instance_norm, (1, 6, 22)),
+    "BatchNormalization": OpRule(relate_batch_norm, (1, 6, 7, 9, 14, 15), zeros=weights),
+    "InstanceNormalization": OpRule(relate_instance_norm, (1, 6, 22), zeros=weights),
     "GroupNormalization": OpRule(relate_group_norm, (18, 21), patch_group_norm),
     "LayerNormalization": OpRule(relate_layer_norm, (17,)),
     "RMSNormalization": OpRule(relate_layer_norm, (23,)),
-    "LpNormalization": OpRule(relate_over_axis, (1, 22)),
+    "LpNormalization": OpRule(relate_over_axis, (1, 22), zeros=first),
     "LRN": OpRule(relate_lrn, (1, 13)),
     "MeanVarianceNormalization": OpRule(relate_mean_variance, (9, 13)),
     "SkipLayerNormalization": OpRule(relate_skip_layer_norm, (1,), domain=MICROSOFT),

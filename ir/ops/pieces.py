@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import ShapeError
 from ..scope import Mask
-from . import Edit, OpRule, Scope, View
+from . import Edit, OpRule, Scope, View, Zeros, every, first
 
 
 def relate_concat(s: Scope) -> None:
@@ -184,10 +184,18 @@ def patch_pad(edit: Edit) -> None:
     edit.set_ints(name, 1, [before[axis] for axis in axes] + [after[axis] for axis in axes])
 
 
+def zeros_pad(view: View) -> Zeros:
+    """Pad keeps zero at zero when it adds zeros, or copies of what is there."""
+    if view.attr("mode", "constant") != "constant":
+        return first(view)
+    value = view.value(2) if view.has(2) else view.attr("value", 0.0)
+    return first(view) if value is not None and not np.any(value) else ()
+
+
 RULES = {
-    "Concat": OpRule(relate_concat, (1, 4, 11, 13)),
-    "Split": OpRule(relate_split, (1, 2, 11, 13, 18), patch_split),
-    "Slice": OpRule(relate_slice, (1, 10, 11, 13), patch_slice),
-    "Gather": OpRule(relate_gather, (1, 11, 13), patch_gather),
-    "Pad": OpRule(relate_pad, (1, 2, 11, 13, 18, 19, 21, 23, 24, 25), patch_pad),
+    "Concat": OpRule(relate_concat, (1, 4, 11, 13), zeros=every),
+    "Split": OpRule(relate_split, (1, 2, 11, 13, 18), patch_split, zeros=first),
+    "Slice": OpRule(relate_slice, (1, 10, 11, 13), patch_slice, zeros=first),
+    "Gather": OpRule(relate_gather, (1, 11, 13), patch_gather, zeros=first),
+    "Pad": OpRule(relate_pad, (1, 2, 11, 13, 18, 19, 21, 23, 24, 25), patch_pad, zeros=zeros_pad),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import Edit, OpRule, Scope, spatial
+from . import Edit, OpRule, Scope, View, Zeros, first, spatial
 
 
 def relate_pool(s: Scope) -> None:
@@ -31,6 +31,11 @@ def patch_resize(edit: Edit) -> None:
     edit.set_ints("", 3, [edit.new_out_shape()[int(axis)] for axis in axes])
 
 
+def zeros_resize(view: View) -> Zeros:
+    """Resize interpolates; only a crop may put another value in."""
+    return () if view.attr("coordinate_transformation_mode") == "tf_crop_and_resize" else first(view)
+
+
 def relate_roi(s: Scope) -> None:
     """RoiAlign and MaxRoiPool: boxes of a feature map; channels stay."""
     s.signature("n C h w, r four, _ -> r C p q" if s.has(2) else "n C h w, r five -> r C p q")
@@ -54,10 +59,10 @@ _SINCE = {
 }
 
 RULES = {
-    **{name: OpRule(relate_pool, since) for name, since in _SINCE.items()},
-    "Resize": OpRule(relate_resize, (10, 11, 13, 18, 19), patch_resize),
-    "Upsample": OpRule(relate_resize, (1, 7, 9, 10)),
+    **{name: OpRule(relate_pool, since, zeros=first) for name, since in _SINCE.items()},
+    "Resize": OpRule(relate_resize, (10, 11, 13, 18, 19), patch_resize, zeros=zeros_resize),
+    "Upsample": OpRule(relate_resize, (1, 7, 9, 10), zeros=first),
     "RoiAlign": OpRule(relate_roi, (10, 16, 22)),
     "MaxRoiPool": OpRule(relate_roi, (1, 22)),
-    "GridSample": OpRule(relate_grid_sample, (16, 20, 22)),
+    "GridSample": OpRule(relate_grid_sample, (16, 20, 22), zeros=first),
 }

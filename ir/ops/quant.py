@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import OpRule, Scope
+from . import OpRule, Scope, View, first
 from .elementwise import broadcast_into
 
 
@@ -24,7 +24,20 @@ def relate_linear(s: Scope) -> None:
                     s.freeze(s.inp(slot, axis), "blocks along this axis share a scale")
 
 
+def points(view: View) -> dict[int, tuple[int, int]]:
+    """The zero point is input 2, laid along `axis` where there is one for each channel."""
+    return {0: (2, view.axis(1, view.rank(0)))}
+
+
+def relate_dynamic(s: Scope) -> None:
+    """DynamicQuantizeLinear: the range is that of all channels and zero, so that a channel of zeros changes nothing."""
+    for axis, other in zip(s.in_axes(0), s.out_axes(), strict=True):
+        s.same(axis, other)
+        s.contract(axis)
+
+
 RULES = {
-    "QuantizeLinear": OpRule(relate_linear, (10, 13, 19, 21, 23, 24, 25, 28)),
-    "DequantizeLinear": OpRule(relate_linear, (10, 13, 19, 21, 23, 24, 25, 28)),
+    "DynamicQuantizeLinear": OpRule(relate_dynamic, (11,), zeros=first),
+    "QuantizeLinear": OpRule(relate_linear, (10, 13, 19, 21, 23, 24, 25, 28), zeros=first, zero_points=points),
+    "DequantizeLinear": OpRule(relate_linear, (10, 13, 19, 21, 23, 24, 25, 28), zeros=first, zero_points=points),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ShapeError
-from . import OpRule, Scope
+from . import OpRule, Scope, first
 from .elementwise import broadcast_into
 
 
@@ -15,7 +15,8 @@ def relate_reduce(s: Scope) -> None:
         raise ShapeError("the axes of a reduction are computed at run time")
     if not axes:
         axes = () if s.attr("noop_with_empty_axes", 0) else tuple(range(rank))
-    _collapse(s, {axis % rank for axis in axes}, bool(s.attr("keepdims", 1)))
+    gone = {axis % rank for axis in axes}
+    _collapse(s, gone, bool(s.attr("keepdims", 1)), sums=s.node.op_type in _SUMS)
 
 
 def relate_arg(s: Scope) -> None:
@@ -23,10 +24,13 @@ def relate_arg(s: Scope) -> None:
     _collapse(s, {s.axis(0, s.rank(0))}, bool(s.attr("keepdims", 1)))
 
 
-def _collapse(s: Scope, gone: set[int], keepdims: bool) -> None:
+def _collapse(s: Scope, gone: set[int], keepdims: bool, *, sums: bool = False) -> None:
     place = 0
     for axis in range(s.rank(0)):
-        if axis in gone:
+        if axis in gone and sums:
+            s.same(s.inp(0, axis), s.inp(0, axis))
+            s.contract(s.inp(0, axis))
+        elif axis in gone:
             s.freeze(s.inp(0, axis), f"{s.node.op_type} runs over this axis")
         else:
             s.same(s.inp(0, axis), s.out(place))
@@ -58,6 +62,9 @@ def relate_along_axis(s: Scope) -> None:
     s.freeze(s.inp(0, axis[0] % rank), f"{s.node.op_type} runs over this axis")
 
 
+_SUMS = frozenset({"ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"})
+"""A channel that is zero adds nothing: a sum over channels is exact when they are zeroed before it."""
+
 _REDUCTIONS = {
     "L1": (1, 11, 13, 18), "L2": (1, 11, 13, 18), "LogSum": (1, 11, 13, 18, 28), "LogSumExp": (1, 11, 13, 18, 28),
     "Max": (1, 11, 12, 13, 18, 20), "Mean": (1, 11, 13, 18), "Min": (1, 11, 12, 13, 18, 20),
@@ -65,7 +72,7 @@ _REDUCTIONS = {
 }  # fmt: skip
 
 RULES = {
-    **{f"Reduce{name}": OpRule(relate_reduce, since) for name, since in _REDUCTIONS.items()},
+    **{f"Reduce{name}": OpRule(relate_reduce, since, zeros=first) for name, since in _REDUCTIONS.items()},
     "ArgMax": OpRule(relate_arg, (1, 11, 12, 13)),
     "ArgMin": OpRule(relate_arg, (1, 11, 12, 13)),
     "Softmax": OpRule(relate_softmax, (1, 11, 13)),

@@ -64,7 +64,10 @@ def ints(view: View, name: str, slot: int, default: Sequence[int] | None = None)
     static = view.ints(name, slot, default)
     if static is not None or name in view.node.attrs or not view.has(slot):
         return lambda args: static
-    return lambda args: tuple(int(item) for item in args[slot].reshape(-1).tolist())
+    spare = None if default is None else tuple(default)
+    return lambda args: (
+        spare if slot >= len(args) or args[slot] is None else tuple(int(item) for item in args[slot].reshape(-1).tolist())
+    )
 
 
 def scalar(view: View, slot: int, default: Any = None) -> Callable[[Sequence[Any]], Any]:
@@ -75,7 +78,11 @@ def scalar(view: View, slot: int, default: Any = None) -> Callable[[Sequence[Any
     if value is not None:
         number = value.reshape(-1)[0].item() if value.size else default
         return lambda args: number
-    return lambda args: args[slot].reshape(-1)[0] if args[slot].numel() else default
+    return lambda args: (
+        default
+        if slot >= len(args) or args[slot] is None or not args[slot].numel()
+        else args[slot].reshape(-1)[0]
+    )
 
 
 def refuse(view: View, reason: str) -> UnsupportedOp:
@@ -114,8 +121,3 @@ def torch_pads(before: Sequence[int], after: Sequence[int]) -> list[int]:
 def round_through(x: Any, torch: Any) -> Any:
     """x rounded to even, with the gradient of the identity (straight-through)."""
     return x + (torch.round(x) - x).detach() if x.requires_grad else torch.round(x)
-
-
-def wide(x: Any, torch: Any) -> Any:
-    """x as floating point: float64 for integers, so that sums of products of integers stay exact."""
-    return x if x.is_floating_point() else x.to(torch.float64)

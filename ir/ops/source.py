@@ -26,7 +26,17 @@ def patch_constant_of_shape(edit: Edit) -> None:
 
 
 def relate_size(s: Scope) -> None:
-    """Shape and Size look at sizes only: they hold no channel fast, the numbers follow by themselves."""
+    """Shape looks at sizes only: it holds no channel fast, the numbers follow by themselves."""
+    for axis in s.in_axes(0):
+        s.same(axis, axis)
+
+
+def relate_count(s: Scope) -> None:
+    """Size: where it depends on an open dimension, a removed channel would change what is computed from it."""
+    relate_size(s)
+    if any(None in port.dims for port in s.graph.inputs):
+        for axis in s.in_axes(0):
+            s.freeze(axis, "Size counts it, together with a dimension that is open")
 
 
 def constant_value(op_type: str, domain: str, attrs: Mapping[str, Any]) -> onnx.TensorProto | None:
@@ -67,5 +77,5 @@ def is_random(node: Node) -> bool:
 RULES = {
     "ConstantOfShape": OpRule(relate_constant_of_shape, (9, 20, 21, 23, 24, 25), patch_constant_of_shape),
     "Shape": OpRule(relate_size, (1, 13, 15, 19, 21, 23, 24, 25)),
-    "Size": OpRule(relate_size, (1, 13, 19, 21, 23, 24, 25)),
+    "Size": OpRule(relate_count, (1, 13, 19, 21, 23, 24, 25)),
 }

@@ -17,13 +17,36 @@ Outputs = list[list[Any]]
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
+def is_valid(model: onnx.ModelProto) -> bool:
+    """Whether ONNX's checker with full shape inference passes (it does not for operators that it has withdrawn)."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
+
+
 def run(model: onnx.ModelProto, feeds: Feeds, *, optimize: bool) -> Outputs:
     """The outputs on ONNX Runtime, and where it has no kernel, on ONNX's reference evaluator."""
     try:
         return run_plain(model, feeds, optimize=optimize)
     except TargetError:
+        for opset in (22, 21):  # the newest definitions of some operators differ in nothing but the types they take
+            try:
+                return run_plain(_at_opset(model, opset), feeds, optimize=optimize)
+            except TargetError:
+                pass
         evaluator = ReferenceEvaluator(model)
         return [evaluator.run(None, dict(feed)) for feed in feeds]
+
+
+def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for item in copy.opset_import:
+        if item.domain == "":
+            item.version = min(item.version, opset)
+    return copy
 
 
 def difference(wanted: Outputs, found: Outputs) -> float:
@@ -66,7 +89,7 @@ def planted(plan: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 def assert_exact(graph: Graph, pruned: Pruned, feeds: Feeds, *, optimize: bool, tolerance: float = DEFAULT_TOLERANCE) -> None:
     """Zeroing equals removing, and the pruned model passes ONNX's checker with full shape inference."""
-    onnx.checker.check_model(pruned.model, full_check=True)
+    assert is_valid(pruned.model) or not is_valid(graph.model)
     wanted = run(zeroed(graph.model, pruned.plan), feeds, optimize=optimize)
     found = run(pruned.model, feeds, optimize=optimize)
     assert all(np.isfinite(np.asarray(a, dtype=np.float64)).all() for outputs in wanted for a in outputs)

@@ -120,13 +120,15 @@ def _pool_with_indices(net: Net) -> Net:
 
 
 def _resize(net: Net, x: str, by_size: bool) -> str:
-    if net.opset < 11:
+    if net.opset < 13:  # Resize of opset 11 demands a region of interest, which nobody writes any longer
         scales = [1.0, 1.0, 2.0, 3.0]
         if net.opset < 7:
             return net.op("Upsample", x, height_scale=2.0, width_scale=3.0)
         if net.opset < 9:
             return net.op("Upsample", x, scales=scales)
-        return net.op("Upsample" if net.opset < 10 else "Resize", x, net.const(scales, np.float32))
+        if net.opset < 11:
+            return net.op("Upsample" if net.opset < 10 else "Resize", x, net.const(scales, np.float32))
+        return net.op("Resize", x, net.const([], np.float32), net.const(scales, np.float32))
     if by_size:
         return net.op("Resize", x, "", "", net.ints(2, 7, 10, 22))
     return net.op("Resize", x, "", net.const([1, 1, 2, 3], np.float32), mode="linear")
@@ -167,11 +169,11 @@ POOLS = [
     ),
     Record("MaxPool", _pool_with_indices, (), label="indices", since=(8, 10, 11, 12, 22), barrier="output of the model"),
     Record("Resize", between_convs(partial(_resize, by_size=False))),
-    Record("Resize", between_convs(partial(_resize, by_size=True)), label="sizes", since=(11, 13, 18, 19), open_batch=False),
+    Record("Resize", between_convs(partial(_resize, by_size=True)), label="sizes", since=(13, 18, 19), open_batch=False),
     Record("Resize", between_convs(_like), label="like", since=(13, 18, 19)),
     Record("Upsample", between_convs(partial(_resize, by_size=False)), since=(1, 7, 9)),
-    Record("RoiAlign", _roi_align),
-    Record("MaxRoiPool", _roi_pool),
+    Record("RoiAlign", _roi_align, open_batch=False),
+    Record("MaxRoiPool", _roi_pool, open_batch=False),
     Record("GridSample", _grid_sample, open_batch=False),
 ]
 
@@ -229,7 +231,7 @@ _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", 
 REDUCTIONS = [
     *(Record(f"Reduce{r}", partial(_reduce_pixels, op=f"Reduce{r}", keep=keep), label=f"pixels {keep}") for r in _REDUCTIONS for keep in (0, 1)),
     *(
-        Record(f"Reduce{r}", partial(_reduce_channels, op=f"Reduce{r}"), (), label="channels", barrier="this axis")
+        Record(f"Reduce{r}", partial(_reduce_channels, op=f"Reduce{r}"), (), label="channels", barrier=" over ")
         for r in _REDUCTIONS
     ),
     *(Record(f"Reduce{r}", partial(_exact_sum, op=f"Reduce{r}"), label="zeros") for r in ("L1", "L2", "Sum", "SumSquare")),
@@ -309,7 +311,7 @@ PIECES = [
     Record("Slice", between_convs(_slices, after=9), (2, 2, 3), label="overlap"),
     Record("Slice", between_convs(partial(_slice, start=0, end=4, axis=2)), label="rows"),
     Record("Slice", between_convs(partial(_slice, start=0, end=10, step=3, axis=3)), label="steps", since=(10, 11, 13)),
-    Record("Gather", between_convs(lambda net, x: _gather(net, x, 6, 0, 3, 3, 1), after=5), (2, 3), label="picked"),
+    Record("Gather", between_convs(lambda net, x: _gather(net, x, 6, 0, 3, 3, 1), after=5), (3, 3), label="picked"),
     Record("Gather", between_convs(lambda net, x: _gather(net, x, 6, 5, 4, 3, 2, 1, 0)), label="reversed"),
     Record("Gather", _gather_table, label="table"),
     Record("Pad", between_convs(_shortcut, after=12), (5, 7), label="channels", since=(2, 11, 13, 18, 19, 21, 23, 24, 25)),
@@ -342,7 +344,8 @@ SOURCES = [
     Record("ConstantOfShape", between_convs(_filled), label="computed"),
     Record("ConstantOfShape", between_convs(_fixed_fill), label="fixed"),
     Record("Shape", between_convs(_filled)),
-    Record("Size", between_convs(_by_size)),
+    Record("Size", between_convs(_by_size), open_batch=False),
+    Record("Size", between_convs(_by_size), (), label="open", barrier="Size counts it"),
 ]
 
 RECORDS = [*LAYOUT, *POOLS, *REDUCTIONS, *PIECES, *SOURCES]

@@ -138,7 +138,7 @@ PRODUCTS = [
         for bias in ((11,), (1, 11), (1,), None)
     ),
     Record("MatMul", between_products(lambda net, x: net.op("Relu", x))),
-    Record("MatMul", _weight_first, label="weight first"),
+    Record("MatMul", _weight_first, label="weight first", open_batch=False),
     Record("MatMul", _vector, label="vector"),
     Record("MatMul", _batched_weights, label="batched weights"),
     Record("MatMul", _transposed_constant, label="transposed constant"),

@@ -1,4 +1,4 @@
-"""One torch thread for the tests of this folder: the networks are tiny, and waiting threads cost more than they give."""
+"""One torch thread for the tests of this folder: over tiny networks, waiting threads cost more than they give."""
 
 from __future__ import annotations
 

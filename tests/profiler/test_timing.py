@@ -54,6 +54,14 @@ def test_runs_go_on_until_enough_time_is_seen() -> None:
     assert 100 <= len(samples.wall) < 110
 
 
+def test_slow_models_get_fewer_runs() -> None:
+    machine = FakeMachine()
+    (samples,) = collect(
+        [machine.model("a", lambda: 1e9)], min_runs=100, min_seconds=0.1, warm_up=0, clocks=machine.clocks
+    )
+    assert len(samples.wall) == 5
+
+
 def test_models_alternate_in_bursts_and_the_first_of_a_burst_is_dropped() -> None:
     machine = FakeMachine()
     runs = [machine.model("a", lambda: 1e6), machine.model("b", lambda: 2e6)]

@@ -6,7 +6,7 @@ import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
 from onnx_netadapt.profiler import Attribution, Target, attribute, trace
-from onnx_netadapt.profiler.trace import lower_half_mean, named_copy, node_times
+from onnx_netadapt.profiler.trace import _runs, lower_half_mean, named_copy, node_times
 
 MODELS = Path(__file__).resolve().parents[2].parent / "shared" / "models"
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -111,6 +111,11 @@ def test_node_times_drop_warm_up_subgraphs_and_other_events() -> None:
     assert times["a"].types == ("float", "int64")
     with pytest.raises(ProfileError, match="no node events"):
         node_times(events[-2:], warm_up=0)
+
+
+def test_short_networks_are_run_more_often_than_long_ones() -> None:
+    runs = [_runs(seconds, nodes) for seconds, nodes in ((1e-4, 20), (2e-2, 20), (5.0, 20), (1e-4, 1000), (0.0, 0))]
+    assert runs == [100, 20, 8, 10, 100]
 
 
 def test_the_lower_half_ignores_preempted_runs() -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .architectures.blocks import Classifier, Residual, SqueezeExcite, conv_bn
-from .architectures.mobilenet import inverted
-from .architectures.yolo import C3
+from .blocks import Classifier, Residual, SqueezeExcite, conv_bn
+from .mobilenet import inverted
+from .yolo import C3
 
 
 class ViewBeforeDeconvolution(nn.Module):

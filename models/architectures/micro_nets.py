@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .architectures.blocks import Classifier, Residual, conv_bn
-from .architectures.resnet import PreActivation
-from .architectures.shufflenet import shuffle
-from .architectures.vit import EncoderBlock
-from .architectures.yolo import C2f
+from .blocks import Classifier, Residual, conv_bn
+from .resnet import PreActivation
+from .shufflenet import shuffle
+from .vit import EncoderBlock
+from .yolo import C2f
 
 
 class FanOut(nn.Module):

@@ -1,0 +1,122 @@
+"""A run of the main job: everything that can be wrong with its input is found here, before any long work."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx_netadapt.budgets import Budget, parse_budgets
+from onnx_netadapt.data import load_data
+from onnx_netadapt.evaluate import fixed_feeds
+from onnx_netadapt.inputs import Data, Feeds, Indices
+from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.ir.graph import Graph
+from onnx_netadapt.ir.load import Source, load
+from onnx_netadapt.metrics import metric_of
+from onnx_netadapt.options import Options
+from onnx_netadapt.passes.search import load_search
+from onnx_netadapt.profiler import Latency, Target, measure
+from onnx_netadapt.progress import Progress
+from onnx_netadapt.splits import MOST_REPORT, split
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run has worked out so far."""
+
+    options: Options
+    progress: Progress
+    graph: Graph
+    target: Target
+    budgets: Mapping[str, Budget]
+    feeds: Feeds
+    data: Data
+    start: Latency
+    calibration: Indices
+    selection: Indices
+    report: Indices
+    report_data: Data
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the wall seconds of a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def batches(self) -> Iterator[Feeds]:
+        """The calibration inputs, batch by batch."""
+        for feeds, _, _ in fixed_feeds(self.data, self.calibration, self.graph):
+            yield feeds
+
+
+def prepare(source: Source, options: Options, progress: Progress) -> Run:
+    """Everything that can be wrong with the input is found here, before any long work."""
+    budgets = parse_budgets(options.budgets)
+    target = Target.parse(options.target)
+    load_search(options.search)
+    metric = metric_of(options.metric) if options.metric else None
+    graph = load(source, shapes=options.shapes)
+    _check_weights(graph)
+    inputs = {port.name: (port.dims, onnx.helper.tensor_dtype_to_np_dtype(port.dtype)) for port in graph.inputs}
+    if options.data is None:
+        inputs = {name: (graph.shapes[name], dtype) for name, (_, dtype) in inputs.items()}
+    target.session(graph.model)
+    data = load_data(options.data, inputs, options.preprocess, options.seed)
+    graph = _at_data_shape(source, options, graph, data)
+    splits = split(data, options.seed)
+    report_data, report = data, splits.report
+    if options.report_data is not None:
+        report_data = load_data(options.report_data, inputs, options.preprocess, options.seed)
+        report = np.arange(min(report_data.n, MOST_REPORT))
+    if metric and metric.labelled and data.labels is None:
+        raise InputError(f"--metric {metric.name} needs labels, and {data.origin} has none")
+    feeds = _measuring_feeds(graph, data)
+    with progress.phase("measuring the original"):
+        start = measure(graph.model, target, feeds, min_seconds=1.0)
+    progress.say(f"  {start}")
+    warnings = [*graph.notes, *data.warnings, *splits.warnings]
+    return Run(
+        options, progress, graph, target, budgets, feeds, data, start,
+        splits.calibration, splits.selection, report, report_data, warnings,
+    )  # fmt: skip
+
+
+def _check_weights(graph: Graph) -> None:
+    for name, constant in graph.constants.items():
+        array = constant.array()
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            count = int(np.isnan(array).sum())
+            raise InputError(
+                f"tensor '{name}' of the model holds {count} NaN among its {array.size} values; "
+                "such a model cannot be judged: export it again from a sound checkpoint"
+            )
+
+
+def _at_data_shape(source: Source, options: Options, graph: Graph, data: Data) -> Graph:
+    """The graph at the data's shapes where the model leaves dimensions open and the user fixed none."""
+    sample = data.read(np.zeros(1, dtype=np.int64))
+    shapes = dict(options.shapes)
+    for port in graph.inputs:
+        if port.name in shapes or None not in port.dims[1:]:
+            continue
+        shapes[port.name] = (graph.shapes[port.name][0], *sample[port.name].shape[1:])
+    return graph if shapes == dict(options.shapes) else load(graph.model, shapes=shapes)
+
+
+def _measuring_feeds(graph: Graph, data: Data) -> Feeds:
+    """One batch of real examples at the shapes for measuring."""
+    sizes = [graph.shapes[port.name][0] for port in graph.inputs if graph.shapes[port.name]]
+    count = sizes[0] if sizes else 1
+    feeds = data.read(np.arange(count) % data.n)
+    for port in graph.inputs:
+        if tuple(feeds[port.name].shape) != graph.shapes[port.name]:
+            raise InputError(
+                f"the data gives input '{port.name}' as {list(feeds[port.name].shape)}, "
+                f"and it is to be measured at {list(graph.shapes[port.name])}; change --shape or --data"
+            )
+    return feeds

@@ -1,0 +1,160 @@
+"""The main job, end to end, on the network and data that come with the package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnx_netadapt as na
+import pytest
+from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.models.demo import write_demo
+from onnx_netadapt.passes.equivalence import run_plain
+from onnx_netadapt.splits import split
+
+OPTIONS = {"finetune": "none", "min_keep": 0.25}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def adapted(demo, tmp_path_factory):
+    """One run with a budget of multiply-accumulates: nothing in it depends on a clock."""
+    model, data = demo
+    output = tmp_path_factory.mktemp("out") / "small.onnx"
+    return na.adapt(model, "macs=0.6x", data=str(data), output=output, **OPTIONS), output
+
+
+def test_the_budget_is_met_and_the_files_are_there(adapted):
+    found, output = adapted
+    assert found.report.met
+    assert found.report.after.macs <= 0.6 * found.report.before.macs
+    assert found.report.after.macs >= 0.9 * 0.6 * found.report.before.macs
+    for end in (".onnx", ".plan.json", ".report.json", ".report.html"):
+        assert output.with_name("small" + end).is_file()
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "small.onnx", "small.plan.json", "small.report.html", "small.report.json",
+    ]  # fmt: skip
+
+
+def test_the_written_model_is_the_one_that_was_judged(adapted, demo):
+    found, output = adapted
+    written = onnx.load(output)
+    onnx.checker.check_model(written, full_check=True)
+    assert written.SerializeToString(deterministic=True) == found.model.SerializeToString(deterministic=True)
+    original = onnx.load(demo[0])
+    assert [v.name for v in written.graph.input] == [v.name for v in original.graph.input]
+    assert list(written.graph.output) == list(original.graph.output)
+    assert [n.name for n in written.graph.node] == [n.name for n in original.graph.node]
+
+
+def test_the_score_is_that_of_the_report_set_alone(adapted, demo):
+    found, output = adapted
+    data = np.load(demo[1])
+    name = onnx.load(output).graph.input[0].name
+    from onnx_netadapt.data import load_data
+
+    inputs = {name: ((None, *data[name].shape[1:]), data[name].dtype)}
+    report = split(load_data(str(demo[1]), inputs), 0).report
+    logits = run_plain(onnx.load(output), [{name: data[name][report]}], optimize=True)[0][0]
+    assert found.report.after.score.name == "top1"
+    assert found.report.after.score.n == len(report)
+    assert found.report.after.score.value == pytest.approx((logits.argmax(1) == data["y"][report]).mean())
+
+
+def test_it_keeps_most_of_the_accuracy(adapted):
+    found, _ = adapted
+    assert found.report.after.score.value >= 0.95 * found.report.before.score.value
+
+
+def test_the_plan_proves_itself(adapted, demo):
+    found, output = adapted
+    checked = na.verify(demo[0], output, found.report.plan)
+    assert checked.passed
+    assert checked.refined
+
+
+def test_a_wrong_plan_does_not(adapted, demo):
+    found, output = adapted
+    plan = json.loads(json.dumps(found.report.plan))
+    member = next(m for m in plan["groups"][0]["members"] if m["role"] == "consumer")
+    free = min(set(range(10**4)) - set(member["removed"]))
+    member["removed"] = sorted([free, *member["removed"][1:]])
+    assert not na.verify(demo[0], output, plan).passed
+
+
+def test_the_json_report_follows_the_contract(adapted):
+    report = json.loads(adapted[1].with_name("small.report.json").read_text())
+    assert report["schema_version"] == 1
+    assert {"median", "p10", "p90", "runs"} <= set(report["after"]["latency_ms"])
+    assert {"name", "value", "n", "labelled"} == set(report["after"]["score"])
+    assert all({"proposals", "measured", "estimate", "score", "widths"} <= set(step) for step in report["history"])
+    assert report["plan"] == json.loads(adapted[1].with_name("small.plan.json").read_text())
+
+
+def test_the_same_seed_gives_the_same_bytes(adapted, demo):
+    again = na.adapt(demo[0], "macs=0.6x", data=str(demo[1]), **OPTIONS)
+    assert again.model.SerializeToString(deterministic=True) == adapted[1].read_bytes()
+
+
+def test_a_latency_budget_is_met_by_measurement(demo, tmp_path):
+    found = na.adapt(demo[0], "0.7x", data=str(demo[1]), output=tmp_path / "fast.onnx", lut=tmp_path / "t.lut", **OPTIONS)
+    budget = found.report.budgets[0]
+    assert found.report.met
+    assert budget["resource"] == "latency"
+    assert found.report.history[-1]["measured"]["latency"] > 0
+    assert found.report.lut["entries"] > 10
+
+
+def test_without_data_it_says_so(demo):
+    found = na.adapt(demo[0], "macs=0.9x", shapes={"image": (1, 1, 32, 32)}, **OPTIONS)
+    assert found.report.after.score is None
+    assert any("synthetic" in text or "made up" in text or "no data" in text for text in found.report.warnings)
+
+
+def test_uniform_search(demo):
+    found = na.adapt(demo[0], "macs=0.5x", data=str(demo[1]), search="multiplier", **OPTIONS)
+    shares = [len(group["kept"]) / group["units"] for group in found.report.plan["groups"]]
+    assert found.report.met
+    assert max(shares) - min(shares) < 0.1
+
+
+def test_excluded_groups_stay_whole(demo):
+    found = na.adapt(demo[0], "macs=0.8x", data=str(demo[1]), exclude=("g1", "g3"), **OPTIONS)
+    assert not {"g1", "g3"} & {group["id"] for group in found.report.plan["groups"]}
+
+
+def test_a_killed_run_resumes(demo, tmp_path):
+    """A run killed after its second step leaves no output; resumed, it ends where an unbroken run ends."""
+    output = tmp_path / "out.onnx"
+    script = (
+        "import os, sys\n"
+        "from onnx_netadapt import cli, journal\n"
+        "add = journal.FileJournal.add\n"
+        "def kill(self, step):\n"
+        "    add(self, step)\n"
+        "    if len(self._lines) == 3: os._exit(9)\n"
+        "journal.FileJournal.add = kill\n"
+        "cli._run(['adapt', *sys.argv[1:]])\n"
+    )
+    arguments = [str(demo[0]), "--budget", "macs=0.6x", "--data", str(demo[1]), "-o", str(output), "--quiet"]
+    arguments += ["--finetune", "none", "--min-keep", "0.25"]
+    killed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert killed.returncode == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx.journal.jsonl"]
+    from onnx_netadapt import cli
+
+    assert cli._run(["adapt", *arguments, "--resume"]) == 0
+    whole = na.adapt(demo[0], "macs=0.6x", data=str(demo[1]), **OPTIONS)
+    assert output.read_bytes() == whole.model.SerializeToString(deterministic=True)
+
+
+def test_a_journal_of_another_run_is_refused(demo, tmp_path):
+    journal = tmp_path / "j.jsonl"
+    journal.write_text('{"schema_version": 1, "seed": 5}\n')
+    with pytest.raises(InputError, match="another run"):
+        na.adapt(demo[0], "macs=0.6x", data=str(demo[1]), journal=journal, resume=True, **OPTIONS)
