@@ -26,8 +26,7 @@ def load(source: Source, *, shapes: Mapping[str, Shape] | None = None) -> Graph:
     """
     model, notes = _prepare(read_model(source))
     graph = model.graph
-    nodes = tuple(node_view(index, proto) for index, proto in enumerate(graph.node))
-    constants = _constants(graph, nodes)
+    nodes, constants = parts(model)
     inputs = tuple(_port(value) for value in graph.input if value.name not in constants)
     _check_shapes_option(inputs, shapes or {})
     found = infer(model, nodes, constants, inputs, shapes or {})
@@ -43,6 +42,12 @@ def load(source: Source, *, shapes: Mapping[str, Shape] | None = None) -> Graph:
         opsets={"" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import},
         notes=(*notes, *found.notes),
     )
+
+
+def parts(model: onnx.ModelProto) -> tuple[tuple[Node, ...], dict[str, Constant]]:
+    """The nodes and constants of a model."""
+    nodes = tuple(node_view(index, proto) for index, proto in enumerate(model.graph.node))
+    return nodes, _constants(model.graph, nodes)
 
 
 def read_model(source: Source) -> onnx.ModelProto:

@@ -134,8 +134,9 @@ def _function(graph: Graph, node: Node, torch: Any) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         padded = [*args, *[None] * (len(program.inputs) - len(args))]
-        outputs = program.run(padded, {})
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        outputs = iter(program.run(padded, {}))
+        made = tuple(next(outputs) if name else None for name in node.outputs)
+        return made[0] if len(made) == 1 else made
 
     return run
 
@@ -175,7 +176,8 @@ def bare_graph(model: onnx.ModelProto) -> Graph:
     constants = _constants(model.graph, nodes)
     inputs = tuple(_port(value) for value in model.graph.input if value.name not in constants)
     outputs = tuple(_port(value) for value in model.graph.output)
-    dtypes = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    dtypes = {value.name: value.type.tensor_type.elem_type for value in values}
     dtypes |= {name: int(constant.proto.data_type) for name, constant in constants.items()}
     opsets = {"" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import}
     return Graph(model, nodes, constants, inputs, outputs, {}, dtypes, {}, opsets)
@@ -211,8 +213,9 @@ def _type_proto(graph: Graph, name: str) -> onnx.TypeProto:
         return found
     tensor = found.tensor_type
     tensor.elem_type = graph.dtypes.get(name, 1)
-    for size in graph.shapes.get(name, ()):
-        tensor.shape.dim.add().dim_value = size
+    if name in graph.shapes:
+        tensor.shape.SetInParent()
+        tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in graph.shapes[name])
     return found
 
 
@@ -234,8 +237,7 @@ def _function_graph(graph: Graph, node: Node, function: onnx.FunctionProto, sche
                 copy.attribute.append(source)
                 copy.attribute[-1].name = attribute.name
     body.input.extend(onnx.helper.make_empty_tensor_value_info(name) for name in function.input)
-    body.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in function.output[: len(node.outputs)]
-    )
+    wanted = [name for name, outer in zip(function.output, node.outputs, strict=False) if outer]
+    body.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
     opsets = {"" if item.domain == "ai.onnx" else item.domain: item.version for item in function.opset_import}
-    return body_graph(graph, body, opsets or dict(graph.opsets))
+    return body_graph(graph, body, {**graph.opsets, **opsets})

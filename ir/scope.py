@@ -114,6 +114,14 @@ class Scope(View):
         """States that `part` consists of the positions `index` of `whole` (-1: of none)."""
         self.relations.takes.append(Take(whole, part, np.asarray(index, dtype=np.int64)))
 
+    def fold(self, whole: Axis, parts: Sequence[Axis]) -> None:
+        """States that `whole` is the row-major product of `parts`."""
+        live = [part for part in parts if self.relations.length(part) != 1]
+        if len(live) == 1:
+            self.same(whole, live[0])
+        elif live:
+            self.relations.folds.append(Fold(whole, tuple(live)))
+
     def freeze(self, axis: Axis, reason: str = "") -> None:
         """States that nothing on an axis can be removed."""
         self.relations.freezes.append(Freeze(axis, reason, self.node.index))

@@ -63,7 +63,7 @@ def _copy_field(target: Any, item: Any, value: Any) -> None:
 
 def _tensor(value: Array, like: onnx.TensorProto) -> onnx.TensorProto:
     """The value as a TensorProto with the name, type and doc string of the one it replaces."""
-    new = numpy_helper.from_array(np.ascontiguousarray(value), like.name)
+    new = numpy_helper.from_array(np.asarray(value, order="C"), like.name)
     if new.data_type != like.data_type:
         # low-bit types unpack to wider numpy types
         new = helper.make_tensor(like.name, like.data_type, value.shape, value.reshape(-1))
@@ -105,7 +105,7 @@ def _set_inputs(model: onnx.ModelProto, changes: Changes) -> None:
         while len(node.input) <= slot:
             node.input.append("")
         node.input[slot] = name
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
 
 
 def _fresh(base: str, taken: set[str]) -> str:

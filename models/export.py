@@ -4,7 +4,7 @@ The weights are random but behave like trained ones where it matters to a tool t
 
 1. every normalisation has a scale and statistics of its own, so that folding or dropping one shows in the output;
 2. BatchNorm's statistics come from what really arrives there, so that deep networks neither explode nor fade;
-3. biases are either all different, or all zero. Zero is what most networks start from, and torch's exporter then writes
+3. biases are either all different, or all zero. Zero is what most networks start from, and TorchScript then writes
    ONE initializer for many nodes (BatchNorm's shift and mean are zero as well, or folding would give every convolution
    a bias of its own).
 """

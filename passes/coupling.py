@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.graph import Graph, Node, Shape
+from ..ir.graph import Graph, Node
+from ..ir.load import load
 from ..ir.relate import relations_of
 from ..ir.relations import Axis, Fold, Freeze, Relations, is_virtual
 from .cuts import Cuts, tied_axes
@@ -103,6 +104,19 @@ class Coupling:
         # unit -1 reads the padding at the end, which is never removed
         mask: NDArray[np.bool_] = ~np.append(removed, False)[layers].any(axis=0)
         return mask
+
+    @cached_property
+    def opened(self) -> Graph:
+        """The graph with every open dimension one longer: sizes that differ there depend on the input's shape."""
+        shapes = {
+            port.name: tuple(
+                old + 1 if dim is None else dim
+                for dim, old in zip(port.dims, self.graph.shapes[port.name], strict=True)
+            )
+            for port in self.graph.inputs
+            if None in port.dims
+        }
+        return load(self.graph.model, shapes=shapes) if shapes else self.graph
 
     def contracted(self) -> frozenset[Axis]:
         """Axes that some node sums over."""

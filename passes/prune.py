@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..ir.errors import PruneError
 from ..ir.graph import Graph, Node, Shape
+from ..ir.load import parts
 from ..ir.ops import known_nodes, rule_for
 from ..ir.ops.sizes import constant_behind
 from ..ir.relate import relations_of
@@ -49,7 +50,7 @@ def prune(coupling: Coupling, kept: Kept) -> Pruned:
     masks = _Masks(coupling, kept)
     changes = Changes(shapes=masks.shapes)
     _slice_constants(coupling.graph, masks, changes)
-    _patch_nodes(coupling.graph, masks, changes)
+    _patch_nodes(coupling, masks, changes)
     return Pruned(apply(coupling.graph, changes), plan_of(coupling, kept))
 
 
@@ -126,8 +127,9 @@ def _slice(array: Array, keep: list[Mask]) -> Array:
     return array
 
 
-def _patch_nodes(graph: Graph, masks: _Masks, changes: Changes) -> None:
+def _patch_nodes(coupling: Coupling, masks: _Masks, changes: Changes) -> None:
     """Rules 2 and 3."""
+    graph = coupling.graph
     shrinking, skipped = masks.tensors(), known_nodes(graph)
     wanted: list[tuple[Node, int, Array]] = []
     for node in graph.nodes:
@@ -146,7 +148,7 @@ def _patch_nodes(graph: Graph, masks: _Masks, changes: Changes) -> None:
             if name in graph.known:
                 values.setdefault(slot, graph.known[name])
         wanted += [(node, slot, value) for slot, value in values.items()]
-    _settle_values(graph, masks, wanted, changes)
+    _settle_values(coupling, masks, wanted, changes)
 
 
 def _analysis_names(graph: Graph, node: Node) -> Iterator[str]:
@@ -154,57 +156,60 @@ def _analysis_names(graph: Graph, node: Node) -> Iterator[str]:
     yield from node.outputs
 
 
-def _settle_values(graph: Graph, masks: _Masks, wanted: list[tuple[Node, int, Array]], changes: Changes) -> None:
-    """Makes the inputs that hold sizes come out as wanted."""
-    known = evaluate(graph.model, graph.nodes, graph.constants, masks.shapes, graph.dtypes) if graph.known else {}
+def _settle_values(
+    coupling: Coupling, masks: _Masks, wanted: list[tuple[Node, int, Array]], changes: Changes
+) -> None:
+    """Makes the inputs that hold sizes come out as wanted: constants first, then what is computed (rule 3)."""
+    graph, computed = coupling.graph, []
     for node, slot, value in wanted:
         name = node.inputs[slot] if slot < len(node.inputs) else ""
-        if name in graph.constants:
-            current: Array | None = graph.constants[name].array()
-        else:
-            current = known.get(name)
-        if current is not None and np.array_equal(current, value):
-            continue
-        if name in graph.known and current is not None and current.shape == value.shape:
-            if not _set_elements(graph, node, slot, current, value, changes):
-                changes.inputs[node.index, slot] = _keep_open(graph, name, value)
-        else:
+        if name in graph.known:
+            computed.append((node, slot, value))
+        elif name not in graph.constants or not np.array_equal(graph.constants[name].array(), value):
             changes.inputs[node.index, slot] = value
+    if not computed:
+        return
+    known = evaluate(graph.model, graph.nodes, graph.constants, masks.shapes, graph.dtypes)
+    if [_set_elements(graph, known, *item, changes) for item in computed if not _comes_out(known, *item)]:
+        # a changed constant may serve others as well: what comes out wrong now is replaced where it is used
+        changed = apply(graph, changes)
+        known = evaluate(changed, *parts(changed), masks.shapes, graph.dtypes)
+        for node, slot, value in computed:
+            if (node.index, slot) not in changes.inputs and not _comes_out(known, node, slot, value):
+                changes.inputs[node.index, slot] = _keep_open(coupling, node.inputs[slot], value)
 
 
-def _set_elements(graph: Graph, node: Node, slot: int, current: Array, value: Array, changes: Changes) -> bool:
+def _comes_out(known: Mapping[str, Array], node: Node, slot: int, value: Array) -> bool:
+    found = known.get(node.inputs[slot])
+    return found is not None and np.array_equal(found, value)
+
+
+def _set_elements(
+    graph: Graph, known: Mapping[str, Array], node: Node, slot: int, value: Array, changes: Changes
+) -> bool:
     """Replaces the constants behind the elements that come out wrong; False when there is none behind one."""
-    places = []
+    current = known.get(node.inputs[slot])
+    if current is None or current.shape != value.shape:
+        return False
+    entries = []
     for element in np.flatnonzero(current.reshape(-1) != value.reshape(-1)).tolist():
-        found = constant_behind(graph, node, slot, element)
-        if found is None:
+        entry = constant_behind(graph, known, node, slot, element, int(value.reshape(-1)[element]))
+        if entry is None:
             return False
-        places.append((*found, value.reshape(-1)[element]))
-    for reader, place, element, number in places:
-        key = (reader.index, place)
-        new = changes.inputs.get(key, graph.constants[reader.inputs[place]].array()).copy()
-        new.reshape(-1)[element] = number
+        entries.append(entry)
+    for entry in entries:
+        key = (entry.node.index, entry.slot)
+        old = graph.constants[entry.node.inputs[entry.slot]].array()
+        new = changes.inputs.get(key, old).copy()
+        new.reshape(-1)[entry.element] = entry.value
         changes.inputs[key] = new
     return True
 
 
-def _keep_open(graph: Graph, name: str, value: Array) -> Array:
+def _keep_open(coupling: Coupling, name: str, value: Array) -> Array:
     """The value to write in place of a computed one: -1 for the one number that depends on an open dimension."""
-    from ..ir.load import load
-
-    opened = {port.name: port.dims for port in graph.inputs if None in port.dims}
-    if not opened:
-        return value
-    other = load(
-        graph.model,
-        shapes={
-            name: tuple(
-                old + 1 if dim is None else dim for dim, old in zip(dims, graph.shapes[name], strict=True)
-            )
-            for name, dims in opened.items()
-        },
-    )
-    moving = np.flatnonzero(other.known.get(name, value).reshape(-1) != graph.known[name].reshape(-1))
+    before, after = coupling.graph.known[name].reshape(-1), coupling.opened.known.get(name)
+    moving = np.flatnonzero(before != (before if after is None else after.reshape(-1)))
     if len(moving) > 1 or (len(moving) == 1 and (value == -1).any()):
         raise PruneError(
             f"the shape '{name}' depends on {len(moving)} open dimensions and on pruned channels; "

@@ -81,10 +81,17 @@ class Kinds:
 
 
 def _apart(a: Places, b: Places) -> int:
-    """How many places differ; unaligned against aligned counts most, because it changes the kernel."""
-    return sum((x != y) + 3 * ((x in "uU") != (y in "uU")) for x, y in zip(a, b, strict=False)) + 9 * abs(
-        len(a) - len(b)
-    )
+    """How unlike two lists of places are: below one step or not, and aligned or not, decide which kernel runs.
+
+    What is read (all but the last place) decides more than what is written.
+    """
+    if len(a) != len(b):
+        return 99
+    return sum(_unlike(x, y) * (1 if i == len(a) - 1 else 2) for i, (x, y) in enumerate(zip(a, b, strict=True)))
+
+
+def _unlike(x: str, y: str) -> int:
+    return (x != y) + 4 * (x.isupper() != y.isupper()) + 3 * ((x in "uU") != (y in "uU"))
 
 
 def around(boundary: Boundary, kinds: Sequence[str] | Mapping[int, str]) -> tuple[str, ...]:

@@ -21,13 +21,17 @@ from ..scope import Edit, Scope, View
 __all__ = ["Edit", "OpRule", "Scope", "View", "all_rules", "known_nodes", "lowering_of", "rule_for"]
 
 FAMILIES = (
-    "attention", "conv", "elementwise", "layout", "linear", "norm", "pieces", "pool", "quant", "reduce", "rnn", "source",
+    "attention", "conv", "elementwise", "layout", "linear", "norm", "opaque", "picks", "pieces", "pool", "quant",
+    "reduce", "rnn", "source",
 )  # fmt: skip
 
 _TORCH_FAMILIES = (
-    "attention", "control", "conv", "elementwise", "layout", "linear", "norm", "pieces", "pool", "quant", "reduce", "rnn",
-    "source",
+    "control", "conv", "elementwise", "layout", "linear", "norm", "picks", "pieces", "pool", "quant", "reduce", "rnn",
+    "signal", "source",
 )  # fmt: skip
+
+_WITHOUT_RULE = frozenset({("Constant", 11), ("Constant", 12), ("Crop", 0), ("ImageScaler", 0)})
+"""Operators that torch can run but that are no matter of coupling, with the version of their definition (0: dropped)."""
 
 MICROSOFT = "com.microsoft"
 
@@ -143,13 +147,12 @@ def _lowerings() -> Mapping[str, Callable[[View, Any], Callable[..., Any]]]:
 
 def lowering_of(graph: Graph, node: Node) -> Callable[[View, Any], Callable[..., Any]] | None:
     """The torch form of a node's operator at this opset: a function (view, torch) -> function of tensors."""
-    from .torch_only import SINCE
-
     rule = rule_for(graph, node)
     if rule is not None:
         return rule.lower or _lowerings().get(node.op_type)
     since = _since_version(node.op_type, node.domain, graph.opsets.get(node.domain, 1))
-    return _lowerings().get(node.op_type) if not node.domain and since in SINCE.get(node.op_type, ()) else None
+    plain = not node.domain and ((node.op_type, since) in _WITHOUT_RULE or (node.op_type == "Constant" and since > 12))
+    return _lowerings().get(node.op_type) if plain else None
 
 
 def known_nodes(graph: Graph) -> frozenset[int]:

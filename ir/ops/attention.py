@@ -168,7 +168,7 @@ def relate_rotary(s: Scope) -> None:
     if int(s.attr("rotary_embedding_dim", 0)) not in (0, width):
         raise ShapeError("only a part of each head is rotated")
     text = "n H t D, _, _, _ -> n H t D" if rank == 4 else "n t (H D), _, _, _ -> n t (H D)"
-    operands = text.replace("_, _, _", ", ".join([*[" ".join([*["a"] * (s.rank(slot) - 1), "P"]) for slot in (1, 2)], "_"]))
+    operands = text.replace("_, _, _", ", ".join([*[" ".join([*(f"a{axis}" for axis in range(s.rank(slot) - 1)), "P"]) for slot in (1, 2)], "_"]))
     s.signature(operands, H=heads)
     pairs = np.arange(width // 2)
     whole = s.out(3) if rank == 4 else s.relations.invent(f"{s.node.index}/D", width)

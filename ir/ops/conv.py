@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import ShapeError
 from ..graph import Shape
 from . import MICROSOFT, Edit, OpRule, Scope, View, spatial, weights
 
@@ -27,6 +28,14 @@ def relate_conv_transpose(s: Scope) -> None:
     s.signature(f"n (G C){x}, (G C) O{k}, (G O) -> n (G O){y}", G=_groups(s))
     if _groups(s) < s.shape(1)[0]:
         s.contract(s.inp(1, 0))
+
+
+def relate_deform_conv(s: Scope) -> None:
+    """DeformConv: a Conv whose taps are moved by offsets; X, W, offset, B, mask. One set of offsets for all channels."""
+    if int(s.attr("offset_group", 1)) != 1:
+        raise ShapeError("channels have offsets of their own, group by group")
+    x, k, y = (spatial(letter, s.rank(slot)) for letter, slot in (("s", 0), ("k", 1), ("p", 0)))
+    s.signature(f"n (G C){x}, (G O) C{k}, _, (G O), _ -> n (G O){y}", G=_groups(s))
 
 
 def _groups(s: View) -> int:
@@ -95,6 +104,9 @@ RULES = {
         macs_conv,
         zeros=lambda view: ((1,),),
         zero_points=lambda view: {1: (3, 0)},
+    ),
+    "DeformConv": OpRule(
+        relate_deform_conv, (19, 22), patch_groups, macs_conv, zeros=lambda view: ((1, 3),)
     ),
     "QLinearConv": OpRule(
         relate_qlinear_conv,

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from . import View
-from .runtime import RANGES, Lowered, Lowering, carrier, scalar
+from .runtime import NARROW_FLOATS, RANGES, Lowered, Lowering, as_tensor, carrier, narrowed, refuse, scalar
 
 _T = onnx.TensorProto
 
@@ -75,16 +75,17 @@ def lower_pow(view: View, torch: Any) -> Lowered:
 
 def lower_cast(view: View, torch: Any) -> Lowered:
     """Cast and, with the second operand's type, CastLike."""
+    saturate = bool(view.attr("saturate", 1))
     if "to" in view.node.attrs:
-        return _caster(int(view.attr("to")), torch)
+        return _caster(int(view.attr("to")), torch, saturate=saturate)
     dtype = view.graph.dtypes.get(view.node.inputs[1])
     if dtype is not None:
-        cast = _caster(dtype, torch)
+        cast = _caster(dtype, torch, saturate=saturate)
         return lambda x, like: cast(x)
     return lambda x, like: x.to(like.dtype)
 
 
-def _caster(dtype: int, torch: Any) -> Lowered:
+def _caster(dtype: int, torch: Any, *, saturate: bool) -> Lowered:
     target = carrier(dtype, torch)
     rounding = {_T.FLOAT16: torch.float16, _T.BFLOAT16: torch.bfloat16}.get(dtype)
 
@@ -94,6 +95,8 @@ def _caster(dtype: int, torch: Any) -> Lowered:
         if rounding is not None:
             # the gradient passes through both conversions
             return x.to(rounding).to(target)
+        if dtype in NARROW_FLOATS:
+            return narrowed(x.to(target), dtype, torch, saturate=saturate)
         if dtype in RANGES and x.dtype != torch.bool and target in (torch.int64, torch.int8, torch.uint8):
             return _wrap(x, dtype, torch).to(target)
         return x.to(target)
@@ -106,6 +109,20 @@ def _wrap(x: Any, dtype: int, torch: Any) -> Any:
     low, high = RANGES[dtype]
     whole = torch.trunc(x).to(torch.int64) if x.is_floating_point() else x.to(torch.int64)
     return torch.remainder(whole - low, high - low + 1) + low
+
+
+def lower_bit_cast(view: View, torch: Any) -> Lowered:
+    """BitCast: the same bits as another type of the same width."""
+    source = view.graph.dtypes.get(view.node.inputs[0])
+    if source is None:
+        raise refuse(view, "the element type of its input is not known")
+    kinds = [onnx.helper.tensor_dtype_to_np_dtype(dtype) for dtype in (source, int(view.attr("to")))]
+
+    def run(x: Any) -> Any:
+        array = np.ascontiguousarray(x.detach().cpu().numpy().astype(kinds[0]))
+        return as_tensor(array.view(kinds[1]), torch).to(x.device)
+
+    return run
 
 
 def lower_clip(view: View, torch: Any) -> Lowered:
@@ -214,7 +231,7 @@ LOWER: dict[str, Lowering] = {
     "Equal": _plain("eq"), "Greater": _plain("gt"), "GreaterOrEqual": _plain("ge"), "Less": _plain("lt"),
     "LessOrEqual": _plain("le"), "Not": _plain("logical_not"), "Max": _fold("maximum"), "Min": _fold("minimum"),
     "Sum": _fold("add"), "Mean": lower_mean, "Div": lower_div, "Mod": lower_mod, "Pow": lower_pow,
-    "BitShift": lower_bit_shift, "Cast": lower_cast, "CastLike": lower_cast, "Clip": lower_clip,
+    "BitCast": lower_bit_cast, "BitShift": lower_bit_shift, "Cast": lower_cast, "CastLike": lower_cast, "Clip": lower_clip,
     "Dropout": lower_dropout, "PRelu": lower_prelu, "IsInf": lower_is_inf, "Gelu": lower_gelu,
     "BiasGelu": lower_bias_gelu, "FastGelu": lower_bias_gelu,
     "Identity": lambda view, torch: lambda x: x,

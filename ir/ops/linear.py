@@ -76,6 +76,26 @@ def relate_matmul_integer(s: Scope) -> None:
     relate_product(s, 0, 1, columns=(3,))
 
 
+def relate_qgemm(s: Scope) -> None:
+    """com.microsoft.QGemm: A, a_scale, a_zero, B, b_scale, b_zero, C, y_scale, y_zero."""
+    a = "K M" if s.attr("transA", 0) else "M K"
+    b = "O K" if s.attr("transB", 0) else "K O"
+    scale, zero = ("O" if s.has(slot) and s.rank(slot) == 1 and s.shape(slot)[0] > 1 else "_" for slot in (4, 5))
+    bias = "_" if not s.has(6) or s.shape(6)[-1] == 1 else "O" if s.rank(6) == 1 else "M O"
+    s.signature(f"{a}, _, _, {b}, {scale}, {zero}, {bias}, _, _ -> M O")
+
+
+def relate_scaled_product(s: Scope) -> None:
+    """com.microsoft.MatMulIntegerToFloat: A, B, a_scale, b_scale, a_zero, b_zero, bias."""
+    relate_product(s, 0, 1, columns=(3, 5, 6))
+
+
+def relate_dynamic_product(s: Scope) -> None:
+    """com.microsoft.DynamicQuantizeMatMul: A, B, b_scale, b_zero, bias; the range of A is that of all its channels."""
+    relate_product(s, 0, 1, columns=(2, 3, 4))
+    s.freeze(s.inp(0, -1), "DynamicQuantizeMatMul takes its range from all channels of this axis")
+
+
 def relate_einsum(s: Scope) -> None:
     """Einsum: the equation is a signature already."""
     equation = str(s.attr("equation")).replace(" ", "")
@@ -126,5 +146,26 @@ RULES = {
     ),
     "Einsum": OpRule(relate_einsum, (12, 28), macs=macs_einsum, zeros=either),
     "FusedMatMul": OpRule(relate_fused_matmul, (1,), macs=macs_product, domain=MICROSOFT, zeros=either),
+    "DynamicQuantizeMatMul": OpRule(
+        relate_dynamic_product,
+        (1,),
+        macs=macs_product,
+        domain=MICROSOFT,
+        zero_points=lambda view: {1: (3, view.rank(1) - 1)},
+    ),
+    "MatMulIntegerToFloat": OpRule(
+        relate_scaled_product,
+        (1,),
+        macs=macs_product,
+        domain=MICROSOFT,
+        zero_points=lambda view: {1: (5, view.rank(1) - 1)},
+    ),
+    "QGemm": OpRule(
+        relate_qgemm,
+        (1,),
+        macs=macs_product,
+        domain=MICROSOFT,
+        zero_points=lambda view: {3: (5, 0 if view.attr("transB", 0) else 1)},
+    ),
     "FusedGemm": OpRule(relate_fused_gemm, (1,), macs=macs_product, domain=MICROSOFT),
 }

@@ -69,7 +69,7 @@ def lower_gather(view: View, torch: Any) -> Lowered:
         if single is not None:
             return x.select(place, single)
         flat = torch.remainder(index.reshape(-1).long(), x.shape[place])
-        return x.index_select(place, flat).reshape(*x.shape[:place], *index.shape, *x.shape[place + 1 :])
+        return x.index_select(place, flat).reshape((*x.shape[:place], *index.shape, *x.shape[place + 1 :]))
 
     return run
 

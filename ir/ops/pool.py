@@ -8,7 +8,10 @@ from . import Edit, OpRule, Scope, View, Zeros, first, spatial
 def relate_pool(s: Scope) -> None:
     """Pools over rows and columns, global or not."""
     x, y = spatial("s", s.rank(0)), spatial("p", len(s.out_shape()))
-    s.signature(f"n C{x} -> n C{y}, n C{y}")
+    s.signature(f"n C{x} -> n C{y}")
+    if len(s.node.outputs) > 1 and s.node.outputs[1]:
+        for axis in (*s.in_axes(0), *s.out_axes(1)):
+            s.freeze(axis, "the indices of a MaxPool count channels")
 
 
 def relate_resize(s: Scope) -> None:
@@ -61,7 +64,7 @@ _SINCE = {
 RULES = {
     **{name: OpRule(relate_pool, since, zeros=first) for name, since in _SINCE.items()},
     "Resize": OpRule(relate_resize, (10, 11, 13, 18, 19), patch_resize, zeros=zeros_resize),
-    "Upsample": OpRule(relate_resize, (1, 7, 9, 10), zeros=first),
+    "Upsample": OpRule(relate_resize, (1, 7, 9), zeros=first),
     "RoiAlign": OpRule(relate_roi, (10, 16, 22)),
     "MaxRoiPool": OpRule(relate_roi, (1, 22)),
     "GridSample": OpRule(relate_grid_sample, (16, 20, 22), zeros=first),

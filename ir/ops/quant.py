@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from . import OpRule, Scope, View, first
+import numpy as np
+
+from . import MICROSOFT, OpRule, Scope, View, first, spatial
 from .elementwise import broadcast_into
 
 
@@ -36,8 +38,47 @@ def relate_dynamic(s: Scope) -> None:
         s.contract(axis)
 
 
-RULES = {
+_STEPS = OpRule(relate_linear, (1,), zeros=first, zero_points=points, domain=MICROSOFT)
+_VERSIONS = OpRule(relate_linear, (10, 13, 19, 21, 23, 24, 25, 28), zeros=first, zero_points=points)
+
+
+def relate_qlinear_unary(s: Scope) -> None:
+    """com.microsoft.QLinearSigmoid and QLinearLeakyRelu: bytes in, bytes out, one scale for all."""
+    broadcast_into(s, (0,))
+
+
+def relate_qlinear_binary(s: Scope) -> None:
+    """com.microsoft.QLinearAdd and QLinearMul: operands are inputs 0 and 3, each with its scale and zero point behind."""
+    broadcast_into(s, (0, 3))
+
+
+def relate_qlinear_pool(s: Scope) -> None:
+    """com.microsoft.QLinearGlobalAveragePool and QLinearAveragePool, with channels first or last."""
+    x, y = spatial("s", s.rank(0)), spatial("p", len(s.out_shape()))
+    s.signature(f"n{x} C -> n{y} C" if s.attr("channels_last", 0) else f"n C{x} -> n C{y}")
+
+
+def relate_qlinear_concat(s: Scope) -> None:
+    """com.microsoft.QLinearConcat: the output's scale and zero point, then each input with its own."""
+    axis, start = s.axis(1, len(s.out_shape())), 0
+    for slot in range(2, len(s.node.inputs), 3):
+        for other in range(s.rank(slot)):
+            if other != axis:
+                s.same(s.inp(slot, other), s.out(other))
+        size = s.shape(slot)[axis]
+        s.take(s.out(axis), s.inp(slot, axis), np.arange(start, start + size))
+        start += size
+
+
+RULES: dict[str, OpRule | tuple[OpRule, ...]] = {
+    "QLinearAdd": OpRule(relate_qlinear_binary, (1,), domain=MICROSOFT),
+    "QLinearAveragePool": OpRule(relate_qlinear_pool, (1,), domain=MICROSOFT),
+    "QLinearConcat": OpRule(relate_qlinear_concat, (1,), domain=MICROSOFT),
+    "QLinearGlobalAveragePool": OpRule(relate_qlinear_pool, (1,), domain=MICROSOFT),
+    "QLinearLeakyRelu": OpRule(relate_qlinear_unary, (1,), domain=MICROSOFT),
+    "QLinearMul": OpRule(relate_qlinear_binary, (1,), domain=MICROSOFT),
+    "QLinearSigmoid": OpRule(relate_qlinear_unary, (1,), domain=MICROSOFT),
     "DynamicQuantizeLinear": OpRule(relate_dynamic, (11,), zeros=first),
-    "QuantizeLinear": OpRule(relate_linear, (10, 13, 19, 21, 23, 24, 25, 28), zeros=first, zero_points=points),
-    "DequantizeLinear": OpRule(relate_linear, (10, 13, 19, 21, 23, 24, 25, 28), zeros=first, zero_points=points),
+    "QuantizeLinear": (_VERSIONS, _STEPS),
+    "DequantizeLinear": (_VERSIONS, _STEPS),
 }

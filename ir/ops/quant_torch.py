@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from . import View
-from .runtime import NARROW_FLOATS, RANGES, Lowered, Lowering, refuse, round_through
+from .runtime import NARROW_FLOATS, RANGES, Lowered, Lowering, narrowed, refuse, round_through
 
 _T = onnx.TensorProto
 
@@ -90,17 +90,9 @@ def lower_quantize(view: View, torch: Any) -> Lowered:
 
 
 def _narrow_float(view: View, torch: Any, dtype: int, spread: Callable[[Any, Any], Any]) -> Lowered:
-    kinds = {_T.FLOAT8E4M3FN: torch.float8_e4m3fn, _T.FLOAT8E5M2: torch.float8_e5m2}
-    if dtype not in kinds:
+    if dtype not in NARROW_FLOATS:
         raise refuse(view, f"it quantizes to {_T.DataType.Name(dtype)}")
-    kind = kinds[dtype]
-    limit = torch.finfo(kind).max
-
-    def run(x: Any, scale: Any, zero: Any = None) -> Any:
-        y = torch.clamp(x / spread(scale, x), -limit, limit)
-        return y + (y.to(kind).to(x.dtype) - y).detach()
-
-    return run
+    return lambda x, scale, zero=None: narrowed(x / spread(scale, x), dtype, torch)
 
 
 def lower_dequantize(view: View, torch: Any) -> Lowered:
@@ -140,5 +132,3 @@ LOWER: dict[str, Lowering] = {
     "DequantizeLinear": lower_dequantize,
     "DynamicQuantizeLinear": lower_dynamic_quantize,
 }
-
-__all__ = ["LOWER", "NARROW_FLOATS", "requantize", "shifted"]

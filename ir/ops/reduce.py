@@ -50,7 +50,7 @@ def relate_softmax(s: Scope) -> None:
 def relate_along_axis(s: Scope) -> None:
     """CumSum, TopK and others whose output has the input's axes except one."""
     rank = s.rank(0)
-    axis = s.ints("axis", 1, (s.axis(-1, rank),)) if s.node.op_type == "CumSum" else (s.axis(-1, rank),)
+    axis = s.ints("axis", 1, (s.axis(-1, rank),)) if s.node.op_type in ("CumSum", "CumProd") else (s.axis(-1, rank),)
     if axis is None:
         raise ShapeError("the axis is computed at run time")
     for number, name in enumerate(s.node.outputs):
@@ -78,6 +78,7 @@ RULES = {
     "Softmax": OpRule(relate_softmax, (1, 11, 13)),
     "LogSoftmax": OpRule(relate_softmax, (1, 11, 13)),
     "Hardmax": OpRule(relate_softmax, (1, 11, 13)),
-    "CumSum": OpRule(relate_along_axis, (11, 14)),
+    "CumProd": OpRule(relate_along_axis, (26,)),
+    "CumSum": OpRule(relate_along_axis, (11, 14), zeros=first),
     "TopK": OpRule(relate_along_axis, (1, 10, 11, 24)),
 }

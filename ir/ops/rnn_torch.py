@@ -20,7 +20,8 @@ Cell = Callable[[Any, State, Any, Any, Any], State]
 def _activations(view: View, torch: Any, defaults: list[str]) -> list[Callable[[Any], Any]]:
     functional = torch.nn.functional
     directions = 2 if view.attr("direction", "forward") == "bidirectional" else 1
-    names = [str(name).lower() for name in view.attr("activations", defaults * directions)]
+    given = view.attr("activations", defaults * directions)
+    names = [(name.decode() if isinstance(name, bytes) else str(name)).lower() for name in given]
     alphas = list(view.attr("activation_alpha", ()))
     betas = list(view.attr("activation_beta", ()))
     table: dict[str, tuple[int, int, Callable[..., Any]]] = {

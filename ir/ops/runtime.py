@@ -121,3 +121,25 @@ def torch_pads(before: Sequence[int], after: Sequence[int]) -> list[int]:
 def round_through(x: Any, torch: Any) -> Any:
     """x rounded to even, with the gradient of the identity (straight-through)."""
     return x + (torch.round(x) - x).detach() if x.requires_grad else torch.round(x)
+
+
+def narrowed(x: Any, dtype: int, torch: Any, *, saturate: bool = True) -> Any:
+    """x rounded to a narrow float type and carried on as it was, with the gradient of the identity."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    array = x.detach().cpu().to(torch.float32).numpy()
+    if saturate and dtype in _SATURATING:
+        limit = float(ml_limits(kind)[1])
+        array = np.where(np.isnan(array), array, np.clip(array, -limit, limit))
+    found = torch.from_numpy(array.astype(kind).astype(np.float32)).to(x.device, x.dtype)
+    return x + (found - x).detach() if x.requires_grad else found
+
+
+_SATURATING = NARROW_FLOATS - {_T.FLOAT16, _T.BFLOAT16}
+
+
+def ml_limits(kind: np.dtype[Any]) -> tuple[float, float]:
+    """The least and greatest finite values of a narrow float type."""
+    codes = np.arange(2 ** (8 if kind.itemsize == 1 and kind.name != "float4_e2m1fn" else 4), dtype=np.uint8)
+    values = codes.view(kind).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    return float(finite.min()), float(finite.max())

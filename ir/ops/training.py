@@ -50,6 +50,12 @@ def why_frozen(graph: Graph, name: str) -> str:
     return f"it reaches beyond {MASK:g}, as masks do" if np.abs(values).max(initial=0) >= MASK else ""
 
 
+def logits_of(graph: Graph, name: str) -> str:
+    """The tensor before a Softmax that makes this one; the tensor itself where none does."""
+    node = graph.producer.get(name)
+    return node.inputs[0] if node is not None and node.op_type in ("Softmax", "LogSoftmax") else name
+
+
 def _is_layer(graph: Graph, node: Node) -> bool:
     rule = rule_for(graph, node)
     return rule is not None and rule.macs is not no_macs

@@ -209,6 +209,7 @@ RECORDS = [
     Record("Pow", between_convs(_pow), since=(7, 12, 13, 15)),
     Record("Mod", between_convs(_mod)),
     Record("PRelu", between_convs(_prelu)),
+    Record("SwiGLU", between_convs(lambda net, x: net.op("SwiGLU", x, net.op("Neg", x)))),
     Record("Where", between_convs(_where)),
     Record("BitShift", between_convs(_bit_shift)),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from net import Net
 from onnx import TensorProto
-from record import Record, between_convs, between_products
+from record import Record, between_convs
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -167,7 +167,7 @@ POOLS = [
         Record(op, between_convs(partial(_pool, op=op)))
         for op in ("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool")
     ),
-    Record("MaxPool", _pool_with_indices, (), label="indices", since=(8, 10, 11, 12, 22), barrier="output of the model"),
+    Record("MaxPool", _pool_with_indices, (), label="indices", since=(8, 10, 11, 12, 22), barrier="count channels"),
     Record("Resize", between_convs(partial(_resize, by_size=False))),
     Record("Resize", between_convs(partial(_resize, by_size=True)), label="sizes", since=(13, 18, 19), open_batch=False),
     Record("Resize", between_convs(_like), label="like", since=(13, 18, 19)),
@@ -349,4 +349,3 @@ SOURCES = [
 ]
 
 RECORDS = [*LAYOUT, *POOLS, *REDUCTIONS, *PIECES, *SOURCES]
-__all__ = ["RECORDS", "between_products"]

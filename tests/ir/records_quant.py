@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from net import MICROSOFT, Net
+from net import Net
 from onnx import TensorProto
-from record import Record, between_convs, between_products
+from record import Record, between_convs
 
-FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8
+FLOAT = TensorProto.FLOAT
 
 
 def _bytes(net: Net, *shape: int) -> str:
@@ -143,4 +143,3 @@ RECORDS = [
     ),
     Record("MatMulInteger", _products_of_bytes),
 ]
-__all__ = ["INT8", "MICROSOFT", "RECORDS", "UINT8", "between_products"]

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 from net import MICROSOFT, Net
-from onnx import TensorProto
 from record import Record, between_convs, between_products
 
 
@@ -186,6 +185,12 @@ def _recurrent_records() -> list[Record]:
             Record(op, partial(build, direction="bidirectional"), (5, 7), label="both", since=since, open_batch=False),
             Record(op, partial(build, direction="reverse", full=True), (5, 7), label="full", since=since, open_batch=False),
             Record(op, partial(build, direction="forward", final=True), (5, 7), label="final", since=since, open_batch=False),
+            Record(
+                *(op, partial(build, direction="forward", final=True), (5, 7)),
+                label="old",
+                since=(1, 3) if op == "GRU" else (1,),
+                open_batch=False,
+            ),
             Record(op, partial(_stacked, op=op, gates=gates), (5, 7), label="stacked", since=since, open_batch=False),
         ]
     return found
@@ -294,4 +299,3 @@ NORMALISATIONS = [
 
 
 RECORDS = [*CONVOLUTIONS, *PRODUCTS, *_recurrent_records(), *NORMALISATIONS]
-INT8, UINT8, INT32 = TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32
