@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnx_netadapt.evaluate import Evaluator, Runner, batch_size
 from onnx_netadapt.finish import finish, report_scores
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.ir.graph import Graph
-from onnx_netadapt.ir.load import Source
+from onnx_netadapt.ir.load import Source, has_external_data
 from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.metrics import Metric, metric_of, search_metric
 from onnx_netadapt.network import Narrowing
@@ -108,7 +109,8 @@ def adapt(
         warnings=tuple(dict.fromkeys([*run.warnings, *noise_warnings(after)])),
     )
     if options.output is not None:
-        write_all(options.output, model, report)
+        external = isinstance(source, str | Path) and has_external_data(Path(source))
+        write_all(options.output, model, report, external=external)
     if isinstance(journal, FileJournal) and not options.journal:
         journal.remove()
     return Adapted(model, report)

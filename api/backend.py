@@ -1,7 +1,7 @@
 """ONNX's standard face of a backend, on top of the torch form: what torch trains can be judged by ONNX's own runner.
 
-    import onnx_netadapt.backend as backend
-    outputs = backend.run_model(model, inputs)
+import onnx_netadapt.backend as backend
+outputs = backend.run_model(model, inputs)
 """
 
 from collections.abc import Mapping, Sequence

@@ -205,7 +205,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = get_command(app).main(arguments, prog_name="onnx-netadapt", standalone_mode=False)
     except typer.TyperException as error:
-        error.show()
+        print(f"onnx-netadapt: {error.format_message()}; see onnx-netadapt --help", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph, Shape
-from onnx_netadapt.ir.load import Source, load, read_model
+from onnx_netadapt.ir.load import Source, has_external_data, load, read_model
 from onnx_netadapt.ir.write import save
 from onnx_netadapt.network import Narrowing, by_weight, selected_groups
 from onnx_netadapt.passes.coupling import couple
@@ -89,7 +89,7 @@ def prune_file(
     asked = _read_json(widths, "--widths") if widths is not None else None
     pruned, narrowing, chosen = prune_model(model, keep=keep, widths=asked, exclude=exclude, only=only, shapes=shapes)
     write_json(plan_path(output), pruned.plan)
-    save(pruned.model, output)
+    save(pruned.model, output, external=has_external_data(model))
     sizes, full = narrowing.sizes, narrowing.full
     return PruneReport(
         str(output), (sizes.params(full), sizes.params(chosen)), (sizes.macs(full), sizes.macs(chosen)), chosen

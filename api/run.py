@@ -16,6 +16,7 @@ from onnx_netadapt.ir.graph import Graph
 from onnx_netadapt.ir.load import Source, load
 from onnx_netadapt.metrics import metric_of
 from onnx_netadapt.options import Options
+from onnx_netadapt.passes.finetune import FinetuneSettings
 from onnx_netadapt.passes.search import load_search
 from onnx_netadapt.profiler import Latency, Target, measure
 from onnx_netadapt.progress import Progress
@@ -59,6 +60,7 @@ def prepare(source: Source, options: Options, progress: Progress) -> Run:
     budgets = parse_budgets(options.budgets)
     target = Target.parse(options.target)
     load_search(options.search)
+    FinetuneSettings.parse(options.finetune or "none")
     metric = metric_of(options.metric) if options.metric else None
     graph = load(source, shapes=options.shapes)
     _check_weights(graph)

@@ -101,10 +101,10 @@ def tool_version() -> str:
     return version("onnx-netadapt")
 
 
-def write_all(path: Path, model: onnx.ModelProto, report: AdaptReport) -> None:
+def write_all(path: Path, model: onnx.ModelProto, report: AdaptReport, *, external: bool) -> None:
     """The model last: whoever finds it finds its report and plan beside it."""
     base = path.with_suffix("") if path.suffix == ".onnx" else path
     write_json(base.with_name(base.name + ".plan.json"), report.plan)
     write_json(base.with_name(base.name + ".report.json"), report)
     write_html(base.with_name(base.name + ".report.html"), report)
-    save(model, path)
+    save(model, path, external=external)

@@ -98,8 +98,12 @@ def row(case: Case, budget: str, found: dict) -> str:
     report = found["report"]
     before, after = report["before"], report["after"]
     limit = report["budgets"][0]
-    score = "-" if not after["score"] else (
-        f"{after['score']['name']} {before['score']['value']:.4f} -> {after['score']['value']:.4f} (n={after['score']['n']})"
+    score = (
+        "-"
+        if not after["score"]
+        else (
+            f"{after['score']['name']} {before['score']['value']:.4f} -> {after['score']['value']:.4f} (n={after['score']['n']})"
+        )
     )
     tuned = report["finetune"].get("said", "")
     return (

@@ -20,7 +20,9 @@ def cut(model: onnx.ModelProto, outputs: Sequence[str], inputs: Mapping[str, int
 
     graph = gs.import_onnx(model)
     tensors = graph.tensors()
-    fed = {name: _feed(tensors[name], np.dtype(helper.tensor_dtype_to_np_dtype(t))) for name, t in (inputs or {}).items()}
+    fed = {
+        name: _feed(tensors[name], np.dtype(helper.tensor_dtype_to_np_dtype(t))) for name, t in (inputs or {}).items()
+    }
     graph.inputs = [*(tensor for tensor in graph.inputs if tensor.name not in fed), *fed.values()]
     graph.outputs = [tensors[name] for name in outputs]
     graph.cleanup(remove_unused_graph_inputs=True)

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 Shape = tuple[int, ...]
 
 SHARED_COPY_LIMIT = 4096
-"""Elements up to which a constant with several users is copied for each of them when they are pruned differently."""
+"""Elements up to which a vector with several users is copied for each of them when they are pruned differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,11 @@ class Constant:
         """The number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def is_small_vector(self) -> bool:
+        """Whether a copy for each user is cheap and natural: a bias or a scale, not a matrix that layers share."""
+        return self.size <= SHARED_COPY_LIMIT and sum(dim > 1 for dim in self.shape) <= 1
+
     def array(self) -> np.ndarray[Any, Any]:
         """The tensor's value; decoded at each call, so that a large model is not held twice."""
         return numpy_helper.to_array(self.proto)
@@ -114,7 +119,7 @@ class Graph:
         """The analysis name of an input: the tensor's own, or one of its own for each use of a small shared constant."""
         name = node.inputs[slot]
         constant = self.constants.get(name)
-        if constant is None or len(self.users[name]) == 1 or constant.size > SHARED_COPY_LIMIT:
+        if constant is None or len(self.users[name]) == 1 or not constant.is_small_vector:
             return name
         return f"{name}@{node.index}.{slot}"
 

@@ -50,6 +50,12 @@ def parts(model: onnx.ModelProto) -> tuple[tuple[Node, ...], dict[str, Constant]
     return nodes, _constants(model.graph, nodes)
 
 
+def has_external_data(path: Path) -> bool:
+    """Whether a model file keeps weights in files beside it."""
+    model = onnx.load(path, load_external_data=False)
+    return any(external_data_helper.uses_external_data(t) for t in external_data_helper._get_all_tensors(model))
+
+
 def read_model(source: Source) -> onnx.ModelProto:
     """The ModelProto of a source, external data included."""
     if isinstance(source, onnx.ModelProto):

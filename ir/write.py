@@ -19,6 +19,8 @@ from .graph import Constant, Graph, Shape
 
 Array = NDArray[Any]
 
+PROTOBUF_LIMIT = 2**31 - 2**20
+
 
 @dataclass(slots=True)
 class Changes:
@@ -131,19 +133,21 @@ def _refresh_shapes(graph: Graph, model: onnx.ModelProto, changes: Changes) -> N
                 dim.dim_value = after
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path, *, external: bool = False) -> None:
     """Writes a model file in one step: a temporary file in the same folder, then a rename.
 
-    A model beyond protobuf's 2 GB keeps its weights in `<name>.data` beside it.
+    `external` keeps the weights in `<name>.data` beside it, as does a model beyond protobuf's 2 GB.
     """
-    if model.ByteSize() < 2**31 - 2**20:
+    if not external and model.ByteSize() < PROTOBUF_LIMIT:
         write_atomically(path, model.SerializeToString(deterministic=True))
         return
+    data = f"{path.name}.data"
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        onnx.save(copy, Path(folder) / path.name, save_as_external_data=True, location=f"{path.name}.data")
-        (Path(folder) / f"{path.name}.data").replace(path.parent / f"{path.name}.data")
+        onnx.save(copy, Path(folder) / path.name, save_as_external_data=True, location=data, size_threshold=1024)
+        if (Path(folder) / data).exists():
+            (Path(folder) / data).replace(path.parent / data)
         (Path(folder) / path.name).replace(path)
 
 

@@ -5,7 +5,9 @@
    them to the next node that sums.
 3. Weights that several nodes share, or that are computed from other constants, are left as they are sliced; a note
    says so.
-4. The Gram matrix of more than COLUMN_LIMIT columns costs too much. Such a kernel is fitted channel by channel: its
+4. A bias is the node's own, or a constant added right behind it; a batch normalization behind it has one as well: the
+   mean that it subtracts.
+5. The Gram matrix of more than COLUMN_LIMIT columns costs too much. Such a kernel is fitted channel by channel: its
    taps count as further outputs, which assumes that a removed channel is the same mix of kept ones under every tap.
 """
 
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.graph import Graph, Node, Shape
-from ..ir.ops.maps import Floats, LinearMap, Window, linear_map
+from ..ir.ops.maps import Floats, LinearMap, Window, added_constant, linear_map, subtracted_mean
 from .coupling import Coupling, Ids
 
 COLUMN_LIMIT = 2500
@@ -28,21 +30,34 @@ Key = tuple[str, Window]
 
 
 @dataclass(frozen=True, slots=True)
+class Bias:
+    """A constant that shifts a product's outputs (rule 4): its name, or "" where there is none to change.
+
+    Adding 1 to it adds `gain` to `output`, or would add it there (`inside` is False) as what comes next sees it.
+    """
+
+    name: str
+    output: str
+    gain: float = 1.0
+    inside: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Consumer:
-    """A node whose weight can be refitted; `by_channel` is rule 4, `bias` the name of its own bias constant or ""."""
+    """A node whose weight can be refitted: it reads `channels` channels of `data`; `by_channel` is rule 5."""
 
     node: Node
     map: LinearMap
     data: str
     weight: str
-    bias: str
     channels: int
     by_channel: bool
+    bias: Bias
 
     @property
     def output(self) -> str:
-        """The tensor that it makes."""
-        return self.node.outputs[0]
+        """The tensor that it makes, its bias included where that is part of it."""
+        return self.bias.output
 
     @property
     def window(self) -> Window:
@@ -61,13 +76,17 @@ class Consumer:
         return self.window.taps
 
     def matrix(self, weight: Floats, groups: int) -> Floats:
-        """The weight as (groups, outputs, columns); by channel the taps of a kernel are outputs (rule 4)."""
+        """The weight as (groups, outputs, columns); by channel the taps of a kernel are outputs (rule 5)."""
         found = self.map.matrix(weight, groups)
         if not self.by_channel:
             return found
         blocks, outputs, columns = found.shape
         taps = self.map.window.taps
-        return found.reshape(blocks, outputs, columns // taps, taps).transpose(0, 1, 3, 2).reshape(blocks, -1, columns // taps)
+        return (
+            found.reshape(blocks, outputs, columns // taps, taps)
+            .transpose(0, 1, 3, 2)
+            .reshape(blocks, -1, columns // taps)
+        )
 
     def weight_of(self, matrix: Floats, shape: Shape) -> Floats:
         """The weight of a shape for a matrix of this form."""
@@ -128,24 +147,37 @@ def unit_layers(coupling: Coupling, consumer: Consumer) -> Ids:
 
 def _consumer(graph: Graph, node: Node, map_: LinearMap) -> Consumer | None:
     weight = node.inputs[map_.weight]
-    bias = node.inputs[map_.bias] if map_.bias >= 0 else ""
-    channels = graph.shapes[node.inputs[map_.data]][map_.window.axis]
-    columns = channels // map_.window.groups * map_.window.taps
-    wide = columns > COLUMN_LIMIT and map_.window.taps > 1
     if graph.constants[weight].array().dtype.kind != "f":
         return None
-    own = bias if _is_own(graph, bias) and _is_per_output(graph, node, map_, bias) else ""
-    return Consumer(node, map_, node.inputs[map_.data], weight, own, channels, wide)
+    channels = graph.shapes[node.inputs[map_.data]][map_.window.axis]
+    wide = channels // map_.window.groups * map_.window.taps > COLUMN_LIMIT and map_.window.taps > 1
+    return Consumer(node, map_, node.inputs[map_.data], weight, channels, wide, _bias(graph, node, map_))
 
 
-def _is_per_output(graph: Graph, node: Node, map_: LinearMap, bias: str) -> bool:
-    """Whether a bias has one number for each output channel, laid along the channel axis."""
-    out = graph.shapes[node.outputs[0]]
-    shape = graph.shapes[bias]
-    if map_.window.kernel:
-        return map_.offset != 0
+def _bias(graph: Graph, node: Node, map_: LinearMap) -> Bias:
+    """Rule 4."""
+    out = node.outputs[0]
+    none = Bias("", out)
+    users = graph.users.get(out, ())
+    if map_.bias >= 0:
+        found = Bias(node.inputs[map_.bias], out, map_.offset)
+        fits = bool(map_.window.kernel) or _is_along(graph, out, map_, found.name)
+    elif len(users) != 1 or out in graph.captured() or out in {port.name for port in graph.outputs}:
+        return none
+    elif name := added_constant(graph, users[0][0], out):
+        found, fits = Bias(name, users[0][0].outputs[0]), _is_along(graph, out, map_, name)
+    elif name := subtracted_mean(graph, users[0][0], out):
+        found, fits = Bias(name, out, -1.0, inside=False), map_.out_axis == 1
+    else:
+        return none
+    return found if fits and found.gain and _is_own(graph, found.name) else none
+
+
+def _is_along(graph: Graph, output: str, map_: LinearMap, constant: str) -> bool:
+    """Whether a broadcast constant has one number for each output channel, laid along the channel axis."""
+    out, shape = graph.shapes[output], graph.shapes[constant]
     place = map_.out_axis - (len(out) - len(shape))
-    return map_.offset != 0 and 0 <= place < len(shape) and shape[place] == out[map_.out_axis] == int(np.prod(shape))
+    return 0 <= place < len(shape) and shape[place] == out[map_.out_axis] == int(np.prod(shape, dtype=np.int64))
 
 
 def _is_own(graph: Graph, name: str) -> bool:

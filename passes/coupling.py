@@ -102,8 +102,7 @@ class Coupling:
         if layers is None:
             return np.ones(self.relations.length(axis), dtype=np.bool_)
         # unit -1 reads the padding at the end, which is never removed
-        mask: NDArray[np.bool_] = ~np.append(removed, False)[layers].any(axis=0)
-        return mask
+        return np.asarray(~np.append(removed, False)[layers].any(axis=0), dtype=np.bool_)
 
     @cached_property
     def opened(self) -> Graph:

@@ -255,10 +255,21 @@ def _runner(model: onnx.ModelProto, names: Sequence[str], fixed: int | None) -> 
         raise TargetError(f"ONNX Runtime cannot run the original: {str(error).strip()[:300]}") from error
 
     def run(feeds: Batch) -> list[Array]:
+        count = max((len(value) for value in feeds.values() if value.ndim), default=1)
+        lack = -count % fixed if fixed else 0
+        if lack:
+            feeds = {n: _lengthened(v, lack) if v.ndim and len(v) == count else v for n, v in feeds.items()}
         parts = [session.run(list(names), dict(part)) for part in _pieces(feeds, fixed)]
-        return [np.concatenate(values) if len(parts) > 1 else values[0] for values in zip(*parts, strict=True)]
+        found = [np.concatenate(values) if len(parts) > 1 else values[0] for values in zip(*parts, strict=True)]
+        # an output may have several rows for each example
+        return [value[: len(value) * count // (count + lack)] for value in found] if lack else found
 
     return run
+
+
+def _lengthened(value: Array, lack: int) -> Array:
+    """The array with its last row repeated."""
+    return np.concatenate([value, np.repeat(value[-1:], lack, axis=0)])
 
 
 def _pieces(feeds: Batch, fixed: int | None) -> Iterator[Batch]:

@@ -67,9 +67,7 @@ class Statistics:
     cache: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
 
 
-def collect(
-    coupling: Coupling, batches: Batches, *, progress: Progress | None = None, seed: int = 0
-) -> Statistics:
+def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None = None, seed: int = 0) -> Statistics:
     """The statistics of one pass of the original model over the batches (feeds by input name).
 
     Raises TargetError when ONNX Runtime cannot run the model.

@@ -162,7 +162,7 @@ def _parts(
     coupling: Coupling, statistics: Statistics, group: Group, item: Consumer, ridge: float, count: int
 ) -> list[_Part]:
     """The blocks of a consumer, their costs scaled to shares of its output's variance, divided by `count` consumers."""
-    moments = statistics.moments[item.key].second(centred=bool(item.bias))
+    moments = statistics.moments[item.key].second(centred=bool(item.bias.name))
     weight = item.matrix(coupling.graph.constants[item.weight].array(), item.window.groups)
     variance = float(sum(np.sum((w @ g) * w) for w, g in zip(weight, moments, strict=True)))
     if not variance > 0:
@@ -182,7 +182,10 @@ def unit_columns(coupling: Coupling, group: Group, item: Consumer) -> Ids:
     owner = np.where(inside, layers, group.units).min(axis=0).reshape(item.window.groups, -1)
     size = owner.shape[1] * item.taps
     lists = [
-        [(np.flatnonzero(block == unit)[:, None] * item.taps + np.arange(item.taps)).reshape(-1) for unit in range(group.units)]
+        [
+            (np.flatnonzero(block == unit)[:, None] * item.taps + np.arange(item.taps)).reshape(-1)
+            for unit in range(group.units)
+        ]
         for block in owner
     ]
     most = max(1, max(len(own) for block in lists for own in block))

@@ -77,12 +77,14 @@ def new_weights(coupling: Coupling, item: Consumer, slots: Slots, matrix: Floats
     """The pruned weight and bias for a full-height matrix (per block outputs x kept columns) and a shift of outputs."""
     constants = coupling.graph.constants
     taps = matrix[0].shape[0] // slots.outputs.shape[1]
-    rows = [m[np.repeat(keep, taps)] for m, keep, there in zip(matrix, slots.outputs, slots.blocks, strict=True) if there]
+    rows = [
+        m[np.repeat(keep, taps)] for m, keep, there in zip(matrix, slots.outputs, slots.blocks, strict=True) if there
+    ]
     found = {item.weight: item.weight_of(np.stack(rows), pruned_shape(coupling, item, slots))}
-    if item.bias:
-        old = constants[item.bias].array()
-        new = (old.reshape(-1) + shift.reshape(-1) / item.map.offset)[slots.outputs.reshape(-1)]
-        found[item.bias] = new.reshape(tuple(len(new) if size > 1 else 1 for size in old.shape))
+    if item.bias.name:
+        old = constants[item.bias.name].array()
+        new = (old.reshape(-1) + shift.reshape(-1) / item.bias.gain)[slots.outputs.reshape(-1)]
+        found[item.bias.name] = new.reshape(tuple(len(new) if size > 1 else 1 for size in old.shape))
     return found
 
 
@@ -103,7 +105,7 @@ def _solution(
     cache = statistics.cache
     if key not in cache:
         weight = item.matrix(coupling.graph.constants[item.weight].array(), item.window.groups)
-        cache[key] = _refit(weight, statistics.moments[item.key], slots.columns, ridge, bool(item.bias), item)
+        cache[key] = _refit(weight, statistics.moments[item.key], slots.columns, ridge, item)
         while len(cache) > CACHED:
             cache.popitem(last=False)
     cache.move_to_end(key)
@@ -111,10 +113,10 @@ def _solution(
 
 
 def _refit(
-    weight: Floats, moments: Moments, columns: Mask, ridge: float, centred: bool, item: Consumer
+    weight: Floats, moments: Moments, columns: Mask, ridge: float, item: Consumer
 ) -> tuple[list[Floats], Floats]:
     """Per block the refitted kept columns (outputs, kept), and the shift of the outputs (groups, outputs)."""
-    grams, means = moments.second(centred=centred), moments.mean()
+    grams, means = moments.second(centred=bool(item.bias.name)), moments.mean()
     solved, shifts = [], []
     for w, gram, mean, keep in zip(weight, grams, means, columns, strict=True):
         inner = gram[np.ix_(keep, keep)]
@@ -157,7 +159,9 @@ def write_weights(model: onnx.ModelProto, weights: Mapping[str, Floats]) -> None
         tensor = tensors.get(name)
         if tensor is None or tuple(tensor.dims) != value.shape:
             there = "is not there" if tensor is None else f"has shape {tuple(tensor.dims)}"
-            raise PruneError(f"constant '{name}' {there}, the new value has shape {value.shape}; were both pruned alike?")
+            raise PruneError(
+                f"constant '{name}' {there}, the new value has shape {value.shape}; were both pruned alike?"
+            )
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         limit = np.finfo(dtype).max
         new = numpy_helper.from_array(np.clip(value, -limit, limit).astype(dtype), tensor.name)

@@ -7,14 +7,14 @@ one with the least mean KL(softmax L || softmax(a P + m)), m = E[L] - a E[P].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ..ir.graph import Graph, Node
-from ..ir.ops.maps import Floats, LinearMap, channels_first, is_softmax, linear_map
+from ..ir.graph import Graph
+from ..ir.ops.maps import Floats, channels_first, is_softmax
+from .consumers import Consumer, consumers_of
+from .coupling import Coupling
 from .recover import Weights, constants_of
 from .rows import Batches, Runner, pieces
 
@@ -23,70 +23,53 @@ HELD_OUT = 3  # every third example
 SCALES = (0.5, 4.0)
 
 
-@dataclass(frozen=True, slots=True)
-class LastLayer:
-    """The product that makes the logits: its node, map, and weight and bias constants (bias "" without one)."""
-
-    node: Node
-    map: LinearMap
-    weight: str
-    bias: str
-
-
-def rescale_logits(graph: Graph, pruned: onnx.ModelProto, batches: Batches) -> Weights:
+def rescale_logits(coupling: Coupling, pruned: onnx.ModelProto, batches: Batches) -> Weights:
     """New values, by tensor name, for the last layer of a pruned classifier; none when they would not help.
 
-    `graph` is the original. They help when they lower the KL divergence on examples held out of the fit. For models
-    with one output that is, or is the softmax of, what a Gemm, MatMul or Conv with its own weight gives for each
-    example; whether that output holds logits is for the caller to know. At most MAX_EXAMPLES examples are read.
+    They help when they lower the KL divergence on examples held out of the fit. For models with one output that is, or
+    is the softmax of, one row of a product for each example; whether it holds logits is for the caller to know. At most
+    MAX_EXAMPLES examples are read.
     """
-    last = last_layer(graph)
+    last = last_layer(coupling)
     if last is None:
         return {}
-    want, have = _logits(graph, pruned, last, batches)
+    want, have = _logits(coupling.graph, pruned, last, batches)
     if want.shape[1] < 2 or len(want) < HELD_OUT or not np.isfinite(want.sum() + have.sum()):
         return {}
     held = np.arange(len(want)) % HELD_OUT == HELD_OUT - 1
-    with_mean = bool(last.bias)
+    with_mean = bool(last.bias.name)
     scale, mean = _fit(want[~held], have[~held], with_mean=with_mean)
     if not _divergence(want[held], scale * have[held] + mean) < _divergence(want[held], have[held]):
         return {}
     scale, mean = _fit(want, have, with_mean=with_mean)
     tensors = constants_of(pruned)
     found = {last.weight: scale * numpy_helper.to_array(tensors[last.weight]).astype(np.float64)}
-    if last.bias:
-        old = numpy_helper.to_array(tensors[last.bias]).astype(np.float64)
-        found[last.bias] = scale * old + (mean / last.map.offset).reshape(old.shape)
+    if with_mean:
+        old = numpy_helper.to_array(tensors[last.bias.name]).astype(np.float64)
+        found[last.bias.name] = scale * old + (mean / last.bias.gain).reshape(old.shape)
     return found
 
 
-def last_layer(graph: Graph) -> LastLayer | None:
+def last_layer(coupling: Coupling) -> Consumer | None:
     """The product from which the model's one output comes straight, or through a softmax; None when there is none."""
+    graph = coupling.graph
     if len(graph.outputs) != 1:
         return None
-    node = graph.producer.get(graph.outputs[0].name)
+    name = graph.outputs[0].name
+    node = graph.producer.get(name)
     if node is not None and is_softmax(node):
-        node = graph.producer.get(node.inputs[0])
-    map_ = None if node is None else linear_map(graph, node)
-    if node is None or map_ is None or not _one_row(graph, node, map_):
-        return None
-    weight, bias = node.inputs[map_.weight], node.inputs[map_.bias] if map_.bias >= 0 else ""
-    classes = graph.shapes[node.outputs[0]][map_.out_axis]
-    own = all(len(graph.users[name]) == 1 for name in (weight, bias) if name)
-    if not own or (bias and (bias not in graph.constants or graph.constants[bias].size != classes)):
-        return None
-    return LastLayer(node, map_, weight, bias)
+        name = node.inputs[0]
+    for item in consumers_of(coupling).all:
+        shape, axis = graph.shapes[item.output], item.map.out_axis
+        whole = bool(item.bias.name) or item.map.bias < 0  # no bias that could not be scaled as well
+        if item.output == name and whole and axis > 0 and int(np.prod(shape)) == shape[0] * shape[axis]:
+            return item
+    return None
 
 
-def _one_row(graph: Graph, node: Node, map_: LinearMap) -> bool:
-    """Whether the output has one row of classes for each example."""
-    shape = graph.shapes[node.outputs[0]]
-    return len(shape) > 1 and map_.out_axis > 0 and int(np.prod(shape)) == shape[0] * shape[map_.out_axis]
-
-
-def _logits(graph: Graph, pruned: onnx.ModelProto, last: LastLayer, batches: Batches) -> tuple[Floats, Floats]:
+def _logits(graph: Graph, pruned: onnx.ModelProto, last: Consumer, batches: Batches) -> tuple[Floats, Floats]:
     """The logits of the original and of the pruned model, (examples, classes) each."""
-    name = last.node.outputs[0]
+    name = last.output
     runners = Runner(graph.model, (name,)), Runner(pruned, (name,))
     rows: tuple[list[Floats], list[Floats]] = [], []
     for feeds in pieces(graph, batches, (name,)):

@@ -149,7 +149,10 @@ def lowering_of(graph: Graph, node: Node) -> Callable[[View, Any], Callable[...,
     """The torch form of a node's operator at this opset: a function (view, torch) -> function of tensors."""
     rule = rule_for(graph, node)
     if rule is not None:
-        return rule.lower or _lowerings().get(node.op_type)
+        from .microsoft_torch import MICROSOFT_LOWER
+
+        own = MICROSOFT_LOWER if node.domain == MICROSOFT else {}
+        return rule.lower or own.get(node.op_type) or _lowerings().get(node.op_type)
     since = _since_version(node.op_type, node.domain, graph.opsets.get(node.domain, 1))
     plain = not node.domain and ((node.op_type, since) in _WITHOUT_RULE or (node.op_type == "Constant" and since > 12))
     return _lowerings().get(node.op_type) if plain else None

@@ -119,8 +119,8 @@ def lower_bit_cast(view: View, torch: Any) -> Lowered:
     kinds = [onnx.helper.tensor_dtype_to_np_dtype(dtype) for dtype in (source, int(view.attr("to")))]
 
     def run(x: Any) -> Any:
-        array = np.ascontiguousarray(x.detach().cpu().numpy().astype(kinds[0]))
-        return as_tensor(array.view(kinds[1]), torch).to(x.device)
+        array = x.detach().cpu().numpy().astype(kinds[0])
+        return as_tensor(array.reshape(-1).view(kinds[1]).reshape(array.shape), torch).to(x.device)
 
     return run
 

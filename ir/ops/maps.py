@@ -139,6 +139,22 @@ def added_stream(graph: Graph, node: Node, name: str) -> str | None:
     return names[0] if graph.shapes.get(names[0]) == graph.shapes.get(name) else None
 
 
+def added_constant(graph: Graph, node: Node, name: str) -> str | None:
+    """The constant that a node adds to `name`, numpy's broadcasting given; None for other nodes."""
+    others = [other for other in node.inputs if other != name]
+    if node.op_type not in ("Add", "Sum") or node.domain or "axis" in node.attrs or len(others) != 1:
+        return None
+    same = graph.shapes.get(node.outputs[0]) == graph.shapes.get(name)
+    return others[0] if same and others[0] in graph.constants else None
+
+
+def subtracted_mean(graph: Graph, node: Node, name: str) -> str | None:
+    """The constant that a node subtracts from each channel (axis 1) of `name` before it scales; None for others."""
+    if node.op_type != "BatchNormalization" or node.domain or len([out for out in node.outputs if out]) != 1:
+        return None
+    return node.inputs[3] if node.inputs[0] == name and node.inputs[3] in graph.constants else None
+
+
 def is_softmax(node: Node) -> bool:
     """Whether a node turns logits into shares."""
     return node.op_type in ("Softmax", "LogSoftmax") and not node.domain

@@ -126,10 +126,7 @@ def lower_deform_conv(view: View, torch: Any) -> Lowered:
         for tap, (i, j) in enumerate(_places(kernel)):
             at_y = base[0][:, None] + i * dilations[0] + shift[:, :, tap, 0]
             at_x = base[1][None, :] + j * dilations[1] + shift[:, :, tap, 1]
-            grid = torch.stack([(2 * at_x + 1) / wide - 1, (2 * at_y + 1) / h - 1], -1).flatten(0, 1)
-            parts = x.reshape(n * offset_groups, c // offset_groups, h, wide)
-            found = torch.nn.functional.grid_sample(parts, grid, align_corners=False)
-            found = found.reshape(n, offset_groups, c // offset_groups, rows, columns)
+            found = _bilinear(x.reshape(n, offset_groups, c // offset_groups, h, wide), at_y, at_x, torch)
             if mask is not None:
                 found = found * mask.reshape(n, offset_groups, taps, rows, columns)[:, :, tap, None]
             read.append(found.reshape(n, c, rows, columns))
@@ -139,6 +136,22 @@ def lower_deform_conv(view: View, torch: Any) -> Lowered:
         return y if b is None else y + b.reshape(1, -1, 1, 1)
 
     return run
+
+
+def _bilinear(x: Any, at_y: Any, at_x: Any, torch: Any) -> Any:
+    """x (n, g, c, h, w) read at places (n, g, rows, columns), zero outside: (n, g, c, rows, columns)."""
+    height, width = x.shape[-2:]
+    flat, total = x.flatten(-2), 0
+    for lower_y in (True, False):
+        for lower_x in (True, False):
+            y = at_y.floor() if lower_y else at_y.floor() + 1
+            z = at_x.floor() if lower_x else at_x.floor() + 1
+            weight = (1 - (at_y - y).abs()) * (1 - (at_x - z).abs())
+            inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            place = (y.clamp(0, height - 1) * width + z.clamp(0, width - 1)).long().flatten(-2).unsqueeze(2)
+            found = torch.gather(flat, 3, place.expand(-1, -1, x.shape[2], -1))
+            total = total + found.unflatten(-1, at_y.shape[-2:]) * (weight * inside).unsqueeze(2)
+    return total
 
 
 LOWER: dict[str, Lowering] = {

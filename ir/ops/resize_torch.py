@@ -248,11 +248,11 @@ def _coordinates(length: int, size: int, scale: np.float32, span: tuple[float, f
         if size > 1:
             return start * f(length - 1) + (x * (end - start) * f(length - 1)) / f(size - 1)
         return f(0.5) * (start + end) * f(length - 1) + x * f(0)
-    at = (x + f(0.5)) / scale - f(0.5)
     if mode == "half_pixel_symmetric":
-        adjustment = f(size) / (scale * f(length))
-        return at + f(length) / f(2) * (f(1) - adjustment)
-    return at
+        offset = f(length) / f(2) * (f(1) - f(size) / (scale * f(length)))
+        # ONNX Runtime adds these up in float64
+        return (np.float64(offset) + (x.astype(np.float64) + 0.5) / np.float64(scale) - 0.5).astype(np.float32)
+    return (x + f(0.5)) / scale - f(0.5)
 
 
 def _nearest(at: Floats, mode: str, *, down: bool) -> NDArray[np.int64]:

@@ -93,7 +93,14 @@ def lower_crop(view: View, torch: Any) -> Lowered:
     return run
 
 
+def lower_affine(view: View, torch: Any) -> Lowered:
+    """Affine of the first ONNX versions: alpha * x + beta."""
+    alpha, beta = float(view.attr("alpha", 1.0)), float(view.attr("beta", 0.0))
+    return lambda x: x * alpha + beta
+
+
 LOWER: dict[str, Lowering] = {
+    "Affine": lower_affine,
     "Crop": lower_crop,
     "DFT": lower_dft,
     "Det": lambda view, torch: torch.linalg.det,

@@ -52,7 +52,9 @@ class Step:
 class Journal(Protocol):
     """Where steps are kept: `past` are those of an interrupted run, `add` keeps another one at once."""
 
-    past: Sequence[Step]
+    @property
+    def past(self) -> Sequence[Step]:
+        """The steps so far."""
 
     def add(self, step: Step, /) -> None:
         """Keeps a step."""

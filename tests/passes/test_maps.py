@@ -12,8 +12,12 @@ from onnx_netadapt.passes.rows import columns_of, outputs_of, positions
 
 CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "plain": ((3, 7, 5), (5, 3, 3, 2), {}),
-    "strides, pads and dilations": ((3, 11, 13), (5, 3, 3, 2), {"strides": [2, 3], "pads": [1, 0, 2, 1], "dilations": [2, 1]}),
-    "groups": ((6, 7, 5), (10, 2, 3, 1), {"group": 3, "pads": [1, 0, 1, 0]}),
+    "strides, pads and dilations": (
+        (3, 11, 13),
+        (5, 3, 3, 2),
+        {"strides": [2, 3], "pads": [1, 0, 2, 1], "dilations": [2, 1]},
+    ),
+    "groups": ((6, 7, 5), (9, 2, 3, 1), {"group": 3, "pads": [1, 0, 1, 0]}),
     "depthwise": ((5, 7, 5), (5, 1, 3, 3), {"group": 5, "pads": [1, 1, 1, 1]}),
     "padded at the end": ((3, 7, 6), (5, 3, 4, 2), {"auto_pad": "SAME_UPPER", "strides": [2, 1]}),
     "padded at the start": ((3, 7, 6), (5, 3, 4, 2), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
@@ -52,7 +56,9 @@ def _check(model: onnx.ModelProto, x: Array, *, shift: int = 0) -> float:
     assert map_ is not None
     window = map_.window
     if shift:
-        window = replace(window, pads=tuple(pad + shift * (1 if n < len(window.kernel) else -1) for n, pad in enumerate(window.pads)))
+        window = replace(
+            window, pads=tuple(pad + shift * (1 if n < len(window.kernel) else -1) for n, pad in enumerate(window.pads))
+        )
     places = np.arange(positions(window, x.shape))
     rows = columns_of(x, window, places)
     weight = graph.constants[graph.nodes[0].inputs[map_.weight]].array()

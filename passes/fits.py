@@ -1,0 +1,181 @@
+"""What the sequential refit fits: each consumer behind a removed unit, its target, and what must be settled before it.
+
+1. Every consumer behind a removed unit is fitted, also those that keep all their inputs: these have changed too.
+2. A consumer whose output is added to a stream of the same shape makes good what the stream lost as well: its target is
+   the original sum less the pruned stream ("residual-corrected", RECOVERY.md A). When both sides of a sum are fitted,
+   the later one does that.
+3. Fits that do not depend on each other are of one level. The border of a level is what is settled before it and read
+   on the way to what comes after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..ir.graph import Graph
+from ..ir.ops.maps import Floats, Window, added_stream
+from .consumers import Consumer, Mask
+from .coupling import Coupling
+from .recover import Slots, slots_of
+from .regression import Sums
+
+
+@dataclass(slots=True)
+class Fit:
+    """One consumer to be fitted to `target`, a tensor of the original, less `stream`, one of the pruned network.
+
+    `fixed` is the bias (groups, outputs) that it cannot change, `last` tells that no fit comes behind it; `fitted` and
+    `held` are the sums over the rows for fitting and held out, there while its level is run.
+    """
+
+    number: int
+    item: Consumer
+    slots: Slots
+    target: str
+    fixed: Floats
+    stream: str = ""
+    level: int = 0
+    last: bool = True
+    fitted: Sums | None = None
+    held: Sums | None = None
+
+    @property
+    def taps(self) -> list[str]:
+        """What it reads from the pruned network."""
+        return [self.item.data, *([self.stream] if self.stream else [])]
+
+    @property
+    def window(self) -> Window:
+        """How it reads the pruned tensor, which may have fewer blocks."""
+        return replace(self.item.window, groups=int(self.slots.blocks.sum()))
+
+    @property
+    def columns(self) -> int:
+        """Columns of a block, before pruning."""
+        return self.slots.columns.shape[1]
+
+    @property
+    def target_axis(self) -> int:
+        """The channel axis of the target."""
+        return self.item.window.axis if self.item.by_channel else self.item.map.out_axis
+
+    def take_sums(self) -> tuple[Sums, Sums] | None:
+        """The sums for fitting and held out, which are not kept any longer; None when no row was read."""
+        found = None if self.fitted is None or self.held is None else (self.fitted, self.held)
+        self.fitted = self.held = None
+        return found
+
+
+@dataclass(slots=True)
+class Network:
+    """How fits depend on each other: for every tensor the fits before it, as bits by their number.
+
+    `fixed` are the tensors that depend on constants alone, `levels` the level of each fit.
+    """
+
+    graph: Graph
+    before: dict[str, int]
+    fixed: frozenset[str]
+    levels: list[int] = field(default_factory=list)
+
+    def bits(self, fit: Fit) -> int:
+        """The fits that must be settled before a fit."""
+        return self.before.get(fit.item.data, 0) | self.before.get(fit.stream, 0)
+
+    def level_of(self, bits: int) -> int:
+        """The highest level of a set of fits, 0 for none."""
+        return max((level for number, level in enumerate(self.levels) if bits >> number & 1), default=0)
+
+    def level(self, name: str) -> int:
+        """The level after which a tensor is settled; 0 for what no fit touches."""
+        return self.level_of(self.before.get(name, 0))
+
+    def border(self, level: int, later: list[str]) -> list[str]:
+        """Tensors settled before `level` that are read on the way from there to the tensors `later`."""
+        wanted = set(later)
+        found = {name: None for name in later if self.level(name) < level}
+        for node in reversed(self.graph.nodes):
+            settled = max((self.level(name) for name in node.outputs if name), default=0) < level
+            if settled or not wanted.intersection(node.outputs):
+                continue
+            reads = [name for name in (*node.inputs, *node.captures) if name and name not in self.fixed]
+            wanted.update(reads)
+            found.update({name: None for name in reads if self.level(name) < level})
+        return list(found)
+
+
+def plan_fits(coupling: Coupling, removed: Mask, consumers: tuple[Consumer, ...]) -> tuple[list[Fit], Network]:
+    """The fits in the order of the graph, and how they depend on each other, when the units of a mask are removed."""
+    graph = coupling.graph
+    origins = {c.node for c in coupling.relations.contracts if not coupling.positions(c.axis, removed).all()}
+    by_node = {item.node.index: item for item in consumers}
+    network = Network(graph, {}, _from_constants(graph))
+    changed: set[str] = set()
+    fits: list[Fit] = []
+    for node in graph.nodes:
+        reads = [name for name in (*node.inputs, *node.captures) if name]
+        bits = 0
+        for name in reads:
+            bits |= network.before.get(name, 0)
+        if node.index in origins or changed.intersection(reads):
+            changed.update(node.outputs)
+            item = by_node.get(node.index)
+            fit = None if item is None else _fit(coupling, item, removed, len(fits))
+            if fit is not None:
+                fits.append(fit)
+                bits |= 1 << fit.number
+        network.before.update(dict.fromkeys(node.outputs, bits))
+    for fit in fits:
+        _correct(graph, network, changed, fit)
+        bits = network.bits(fit)
+        fit.level = network.level_of(bits) + 1
+        network.levels.append(fit.level)
+        for number, other in enumerate(fits):
+            other.last &= not bits >> number & 1
+    return fits, network
+
+
+def _fit(coupling: Coupling, item: Consumer, removed: Mask, number: int) -> Fit | None:
+    """The fit of a consumer; None when its output holds a bias that is not known."""
+    slots = slots_of(coupling, item, removed)
+    if item.by_channel:
+        fixed = np.zeros((int(slots.blocks.sum()), slots.columns.shape[1]))
+        return Fit(number, item, slots, item.data, fixed)
+    bias = _fixed_bias(coupling.graph, item)
+    if bias is None:
+        return None
+    full = np.broadcast_to(bias, slots.outputs.size).reshape(slots.outputs.shape)
+    rows = [row[keep] for row, keep, there in zip(full, slots.outputs, slots.blocks, strict=True) if there]
+    return Fit(number, item, slots, item.output, np.stack(rows))
+
+
+def _fixed_bias(graph: Graph, item: Consumer) -> Floats | None:
+    """The bias of each output that is not ours to change, 0 where there is none; None when it is not known."""
+    if item.map.bias < 0 or item.bias.name:
+        return np.zeros(1)
+    constant = graph.constants.get(item.node.inputs[item.map.bias])
+    if constant is None or constant.size != graph.shapes[item.output][item.map.out_axis]:
+        return None
+    return constant.array().reshape(-1).astype(np.float64) * item.map.offset
+
+
+def _from_constants(graph: Graph) -> frozenset[str]:
+    """Tensors that the model computes from constants alone; what follows from an input's shape is none of them."""
+    found = set(graph.constants)
+    for node in graph.nodes:
+        if not node.captures and all(name in found for name in node.inputs if name):
+            found.update(node.outputs)
+    return frozenset(found)
+
+
+def _correct(graph: Graph, network: Network, changed: set[str], fit: Fit) -> None:
+    """Rule 2."""
+    users = graph.users.get(fit.item.output, ())
+    if fit.item.by_channel or len(users) != 1 or fit.item.output in {port.name for port in graph.outputs}:
+        return
+    node = users[0][0]
+    stream = added_stream(graph, node, fit.item.output)
+    if stream in changed and not network.before[stream] >> fit.number:
+        fit.target, fit.stream = node.outputs[0], stream
