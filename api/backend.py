@@ -19,7 +19,7 @@ from onnx_netadapt.ir.ops.runtime import as_tensor
 from onnx_netadapt.passes.to_torch import to_torch
 
 
-class TorchRep(BackendRep):  # type: ignore[misc]
+class TorchRep(BackendRep):
     """A prepared model: `run` takes the inputs in order (or by name) and gives the outputs in order."""
 
     def __init__(self, graph: Graph, device: str) -> None:
@@ -43,7 +43,7 @@ class TorchRep(BackendRep):  # type: ignore[misc]
         return namedtupledict("Outputs", [port.name for port in self.graph.outputs])(*values)
 
 
-class TorchBackend(Backend):  # type: ignore[misc]
+class TorchBackend(Backend):
     """ONNX's interface: prepare, run_model, run_node, supports_device, is_compatible."""
 
     @classmethod

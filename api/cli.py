@@ -69,9 +69,9 @@ def adapt_command(
     json: JsonOption = False,
 ) -> None:
     """Adapts a model to the budgets."""
-    from onnx_netadapt.adapt import adapt
     from onnx_netadapt.options import Options, default_output, parse_shape
     from onnx_netadapt.paths import check_output, check_outputs_apart
+    from onnx_netadapt.pipeline import adapt
     from onnx_netadapt.progress import Progress
 
     out = output or default_output(model)

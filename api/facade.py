@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_netadapt.adapt import Adapted
-from onnx_netadapt.adapt import adapt as run_adapt
 from onnx_netadapt.commands import (
     Measurement,
     ProfileReport,
@@ -21,6 +19,8 @@ from onnx_netadapt.ir.load import Source
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.prune import Pruned
 from onnx_netadapt.paths import check_output
+from onnx_netadapt.pipeline import Adapted
+from onnx_netadapt.pipeline import adapt as run_adapt
 from onnx_netadapt.progress import Progress
 
 __all__ = ["adapt", "inspect", "measure", "profile", "prune", "verify"]

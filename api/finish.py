@@ -65,7 +65,7 @@ def _refitted(
     weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
     candidates["closed form, front to back"] = apply_weights(sliced, weights)
     if _classifies(run):
-        last = rescale_logits(run.graph, candidates["closed form, front to back"], run.batches)
+        last = rescale_logits(coupling, candidates["closed form, front to back"], run.batches)
         if last:
             candidates["front to back, logits rescaled"] = apply_weights(sliced, weights | last)
     return candidates

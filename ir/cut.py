@@ -26,7 +26,8 @@ def cut(model: onnx.ModelProto, outputs: Sequence[str], inputs: Mapping[str, int
     graph.inputs = [*(tensor for tensor in graph.inputs if tensor.name not in fed), *fed.values()]
     graph.outputs = [tensors[name] for name in outputs]
     graph.cleanup(remove_unused_graph_inputs=True)
-    return gs.export_onnx(graph, do_type_check=False)
+    found: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return found
 
 
 def _feed(tensor: Any, dtype: np.dtype[Any]) -> Any:

@@ -4,8 +4,9 @@ Rules of the room:
 1. A `Graph` never changes; whatever transforms a model writes a new ModelProto by patching a copy of the original.
 2. Everything irregular about ONNX is made regular here: the default domain is "", an absent optional input is "",
    attributes are plain Python values, constants are found wherever the exporter put them.
-3. A constant that several nodes use is, for analysis, one tensor per use when it is small (`Graph.use`): exporters merge
-   equal small tensors (all zero biases become one), which must not tie their users together. Large ones stay one tensor.
+3. A vector that several nodes use is, for analysis, one tensor per use when it is small (`Graph.use`): exporters merge
+   equal vectors (all zero biases become one), which must not tie their users together. Matrices that layers share stay
+   one tensor.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Graph:
         return table
 
     def use(self, node: Node, slot: int) -> str:
-        """The analysis name of an input: the tensor's own, or one of its own for each use of a small shared constant."""
+        """The analysis name of an input: the tensor's own, or one of its own for each use of a small shared vector."""
         name = node.inputs[slot]
         constant = self.constants.get(name)
         if constant is None or len(self.users[name]) == 1 or not constant.is_small_vector:

@@ -169,7 +169,7 @@ def body_graph(outer: Graph, body: onnx.GraphProto, opsets: Mapping[str, int] | 
 
 
 def bare_graph(model: onnx.ModelProto) -> Graph:
-    """The graph of a model of which nothing is inferred: its program reads all sizes from the tensors that it is given."""
+    """The graph of a model without inference: its program reads all sizes from the tensors that it is given."""
     from .load import _constants, _port
 
     nodes = tuple(node_view(index, proto) for index, proto in enumerate(model.graph.node))
@@ -187,7 +187,7 @@ def function_body(graph: Graph, node: Node) -> Graph | None:
     """The graph of the function that ONNX defines an operator as; None when it defines none."""
     version = graph.opsets.get(node.domain, 1)
     try:
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        schema: Any = onnx.defs.get_schema(node.op_type, version, node.domain)
     except onnx.defs.SchemaError:
         return None
     proto = graph.model.graph.node[node.index]

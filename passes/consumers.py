@@ -9,6 +9,7 @@
    mean that it subtracts.
 5. The Gram matrix of more than COLUMN_LIMIT columns costs too much. Such a kernel is fitted channel by channel: its
    taps count as further outputs, which assumes that a removed channel is the same mix of kept ones under every tap.
+   What has no taps and more than LARGEST_GRAM columns (a Gemm behind a large Flatten) is left as it is sliced.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..ir.ops.maps import Floats, LinearMap, Window, added_constant, linear_map,
 from .coupling import Coupling, Ids
 
 COLUMN_LIMIT = 2500
+LARGEST_GRAM = 6000
 Mask = NDArray[np.bool_]
 Key = tuple[str, Window]
 """What a Gram matrix is of: the tensor, and the window through which it is read."""
@@ -128,6 +130,9 @@ def consumers_of(coupling: Coupling) -> Consumers:
             continue  # rule 2
         if not _is_own(graph, consumer.weight):
             notes.append(f"{node.label}: its weight is shared with other nodes; left as sliced")
+            continue
+        if consumer.channels // consumer.window.groups * consumer.taps > LARGEST_GRAM:
+            notes.append(f"{node.label}: more than {LARGEST_GRAM} columns; left as sliced")
             continue
         if consumer.by_channel:
             notes.append(f"{node.label}: more than {COLUMN_LIMIT} columns; fitted channel by channel")

@@ -15,7 +15,7 @@ Every position of every axis is an *atom*, and within a component (all arrays, n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,8 +63,8 @@ class Coupling:
     """The groups of a graph, and for every axis which units its positions belong to.
 
     `layers[axis]` is an array (layers, positions) of unit numbers, -1 for none; a position goes when any of its units
-    goes. `unit_group` and `unit_index` say which unit of which group a number is. `cut` are axes of constants that must be
-    zeroed because the consumers of their channels have no weights (see `cuts`).
+    goes. `unit_group` and `unit_index` say which unit of which group a number is. `cut` are axes of constants that must
+    be zeroed because the consumers of their channels have no weights (see `cuts`).
     """
 
     graph: Graph
@@ -128,7 +128,9 @@ def couple(graph: Graph) -> Coupling:
     cut = _cut_or_freeze(graph, relations)
     atoms = _Atoms(relations)
     roots, frozen, bound = atoms.solve()
-    layers = {axis: rows for axis in atoms.offset if (rows := _expand(atoms.of(axis), roots, frozen, bound)) is not None}
+    layers = {
+        axis: rows for axis in atoms.offset if (rows := _expand(atoms.of(axis), roots, frozen, bound)) is not None
+    }
     order, groups = _group(graph, layers)
     numbers = np.full(len(roots) + 1, -1, dtype=np.int64)
     numbers[order] = np.arange(len(order))
@@ -316,7 +318,7 @@ def _cyclic(root: int, bound: Bound) -> bool:
 
 
 def _expand(atoms: Ids, roots: Ids, frozen: NDArray[np.bool_], bound: Bound) -> Ids | None:
-    """The channels that each position of an axis consists of: (layers, positions), -1 for none; None when all are frozen."""
+    """The channels that each position of an axis consists of: (layers, positions), -1 for none; None: all are frozen."""
     columns = [_leaves(root, bound) for root in np.where(frozen[roots[atoms]], -1, roots[atoms]).tolist()]
     depth = max(map(len, columns))
     rows = np.array([[*column, *[-1] * (depth - len(column))] for column in columns], dtype=np.int64).T
@@ -360,9 +362,7 @@ def _sliceable(graph: Graph) -> frozenset[str]:
     return frozenset(use for name in graph.constants for _, _, use in graph.constant_uses(name))
 
 
-def _barriers(
-    graph: Graph, relations: Relations, layers: Mapping[Axis, Ids], atoms: _Atoms
-) -> tuple[Barrier, ...]:
+def _barriers(graph: Graph, relations: Relations, layers: Mapping[Axis, Ids], atoms: _Atoms) -> tuple[Barrier, ...]:
     """For each weight axis that cannot be pruned at all, the nearest reason."""
     weights = _weight_axes(graph, relations)
     stuck = [axis for axis in weights if axis not in layers and axis in atoms.offset]

@@ -1,7 +1,7 @@
 """Cuts: how a channel is cut off where no consumer has a weight that could be set to zero.
 
-A product of two activations (Q K^T), a sum of squares over channels, a dynamic quantization's range: each is indifferent
-to a channel that is zero, but has no weights of its own. There the channel is zeroed at its producers instead:
+A product of two activations (Q K^T), a sum of squares over channels, a dynamic quantization's range: each is
+indifferent to a channel that is zero, but has no weights of its own. There the channel is zeroed at its producers:
 
 1. `OpRule.zeros` says for each operator which inputs must be zero on a channel for its output to be zero there.
 2. From the contracted axis these facts are followed backwards until constants are reached; setting the removed slices
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..ir.graph import Graph, Node
 from ..ir.ops import rule_for
@@ -104,7 +105,7 @@ def tied_axes(relations: Relations) -> list[frozenset[Axis]]:
     """The sets of axes that relations tie together, in whole or in part."""
     import networkx as nx
 
-    graph = nx.Graph()
+    graph: Any = nx.Graph()
     graph.add_edges_from((same.a, same.b) for same in relations.same)
     graph.add_edges_from((take.whole, take.part) for take in relations.takes)
     graph.add_edges_from((fold.whole, part) for fold in relations.folds for part in fold.parts)

@@ -11,87 +11,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from ..ir.errors import InputError, TargetError, UnsupportedOp
+from ..ir.errors import InputError, UnsupportedOp
 from ..ir.graph import Graph
 from ..ir.load import load
 from ..ir.ops.training import logits_of
+from .finetune_settings import FinetuneSettings
 from .images import augmented
+from .teacher import CACHED_BYTES, Array, Batch, Pool, cached, pieces, runner, shuffled
 from .to_torch import to_torch, unsupported, write_back
 
-Array = NDArray[Any]
-Batch = Mapping[str, Array]
+__all__ = ["Check", "FinetuneResult", "FinetuneSettings", "finetune"]
+
 Validate = Callable[[onnx.ModelProto], float]
 Progress = Callable[[int, int, str], None]
-
-LOSSES = ("mse", "kl", "ce")
-CACHED_BYTES = 2**29
-"""Teacher outputs up to this size are kept; larger ones are computed again at each step."""
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneSettings:
-    """How to fine-tune; steps=0 means not at all.
-
-    The default learning rate is safe for depthwise networks and few images (1e-3 made MobileNetV2 worse). `augment`
-    flips and crops images. `precision` auto is bfloat16 (mixed: weights stay float32) on CPUs that compute in it.
-    `threads` 0 leaves torch's own choice.
-    """
-
-    steps: int = 300
-    lr: float = 1e-4
-    loss: str = "mse"
-    batch: int = 32
-    seconds: float = math.inf
-    check_every: int = 50
-    patience: int = 6
-    augment: bool = False
-    precision: str = "auto"
-    threads: int = 0
-    seed: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> FinetuneSettings:
-        """The settings that "none" or "steps=500,lr=1e-4,loss=mse,batch=32,seconds=120" asks for; InputError else."""
-        if text.strip() == "none":
-            return cls(steps=0)
-        kinds = {field.name: type(getattr(cls(), field.name)) for field in fields(cls)}
-        found: dict[str, Any] = {}
-        for part in filter(None, (piece.strip() for piece in text.split(","))):
-            name, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or name not in kinds:
-                raise InputError(f"--finetune: '{part}' is not one of {', '.join(kinds)} with a value, as in steps=500")
-            found[name] = _number(kinds[name], name, value)
-        return replace(cls(), **found)._checked()
-
-    def _checked(self) -> FinetuneSettings:
-        choices = {"loss": LOSSES, "precision": ("auto", "float32", "bfloat16")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"--finetune: {name}={getattr(self, name)} is not one of {', '.join(allowed)}")
-        for name, least in {"steps": 0, "batch": 1, "check_every": 1, "patience": 1, "threads": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"--finetune: {name}={getattr(self, name)} is less than {least}")
-        for name in ("lr", "seconds"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--finetune: {name}={getattr(self, name)} is not a number above 0")
-        return self
-
-
-def _number(kind: type, name: str, text: str) -> Any:
-    if kind is bool and text.lower() in ("true", "false", "1", "0", "yes", "no"):
-        return text.lower() in ("true", "1", "yes")
-    try:
-        return text if kind is str else kind(text) if kind is not bool else int("no number")
-    except ValueError as error:
-        raise InputError(f"--finetune: {name}={text} is not a value of {name} ({kind.__name__})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +68,20 @@ def finetune(
 ) -> FinetuneResult:
     """The student with the weights that `validate` likes best, trained to give the teacher's outputs on the batches.
 
-    `teacher` is the original model, or its outputs for each batch in the model's order. `labels` (class numbers for each
-    batch) are needed for loss "ce" only. A student that torch cannot run is returned as it is, with the reason.
+    `teacher` is the original model, or its outputs for each batch in the model's order. `labels` (class numbers for
+    each batch) are needed for loss "ce" only. A student that torch cannot run is returned as it is, with the reason.
     """
     graph = student if isinstance(student, Graph) else load(student)
     start = validate(graph.model)
     why_not = _why_not(graph, settings, labels)
     if why_not:
         return FinetuneResult(graph.model, start, 0, (Check(0, math.nan, start, 0.0),), why_not, {})
-    pool = _Pool(batches, graph)
+    pool = Pool(batches, graph)
     try:
         task = _task(graph, teacher, pool, settings, labels)
     except UnsupportedOp as error:
         return FinetuneResult(graph.model, start, 0, (Check(0, math.nan, start, 0.0),), str(error), {})
-    with _threads(settings.threads):
+    with _Threads(settings.threads):
         return _train(graph, task, pool, settings, validate, start, progress or _silent, clock)
 
 
@@ -160,36 +99,6 @@ def _why_not(graph: Graph, settings: FinetuneSettings, labels: Sequence[Array] |
     return f"torch cannot run the model: {problems[0]}" if problems else ""
 
 
-class _Pool:
-    """Examples of all batches, numbered through; inputs without a batch axis are the same for all."""
-
-    def __init__(self, batches: Sequence[Batch], graph: Graph) -> None:
-        if not batches:
-            raise InputError("fine-tuning needs at least one batch of inputs; give --data, or --finetune none")
-        names = [port.name for port in graph.inputs]
-        first = batches[0]
-        lengths = [first[name].shape[0] for name in names if first[name].ndim]
-        self.shared = {n: first[n] for n in names if not first[n].ndim or first[n].shape[0] != max(lengths)}
-        self.names = [name for name in names if name not in self.shared]
-        self.batches = batches
-        sizes = [len(batch[self.names[0]]) for batch in batches] if self.names else [1]
-        self.place = np.array([(b, row) for b, size in enumerate(sizes) for row in range(size)])
-
-    def __len__(self) -> int:
-        return len(self.place)
-
-    def take(self, indices: Array) -> dict[str, Array]:
-        """The examples with these numbers, as one batch."""
-        found = dict(self.shared)
-        for name in self.names:
-            found[name] = np.stack([self.batches[b][name][row] for b, row in self.place[indices]])
-        return found
-
-    def rows(self, arrays: Sequence[Array], indices: Array) -> Array:
-        """The rows with these numbers of arrays that go along with the batches."""
-        return np.stack([arrays[b][row] for b, row in self.place[indices]])
-
-
 @dataclass(frozen=True, slots=True)
 class _Task:
     """What is to be learnt: `targets(indices, feeds)` gives the wanted values of the tensors in `names`."""
@@ -205,7 +114,7 @@ class _Task:
 def _task(
     graph: Graph,
     teacher: onnx.ModelProto | Sequence[Sequence[Array]],
-    pool: _Pool,
+    pool: Pool,
     settings: FinetuneSettings,
     labels: Sequence[Array] | None,
 ) -> _Task:
@@ -218,7 +127,7 @@ def _task(
     if isinstance(teacher, onnx.ModelProto):
         names = [logits_of(graph, name) for name in names]
         original = load(teacher)
-        run = _runner(teacher, [logits_of(original, original.outputs[k].name) for k in places], fixed)
+        run = runner(teacher, [logits_of(original, original.outputs[k].name) for k in places], fixed)
         compute: Callable[[Array, Batch], list[Array]] = lambda indices, feeds: run(feeds)  # noqa: E731
     else:
         given = teacher
@@ -228,7 +137,7 @@ def _task(
     scales = tuple(float(value.astype(np.float64).var()) or 1.0 for value in found)
     cacheable = isinstance(teacher, onnx.ModelProto) and not settings.augment
     if cacheable and sum(value.nbytes for value in found) / len(sample) * len(pool) < CACHED_BYTES:
-        compute = _cached(compute, pool, max(settings.batch, fixed or 1))
+        compute = cached(compute, pool, max(settings.batch, fixed or 1))
     labelled = None if labels is None else (lambda indices: pool.rows(labels, indices))
     return _Task(graph, tuple(names), scales, compute, fixed, labelled if settings.loss == "ce" else None)
 
@@ -239,70 +148,7 @@ def _fixed_batch(graph: Graph) -> int | None:
     return None if not sizes or None in sizes else sizes[0]
 
 
-def _runner(model: onnx.ModelProto, names: Sequence[str], fixed: int | None) -> Callable[[Batch], list[Array]]:
-    """A function from feeds to the values of tensors, in ONNX Runtime; in pieces where the batch size is fixed."""
-    import onnxruntime
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    present = {value.name for value in probe.graph.output}
-    probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise TargetError(f"ONNX Runtime cannot run the original: {str(error).strip()[:300]}") from error
-
-    def run(feeds: Batch) -> list[Array]:
-        count = max((len(value) for value in feeds.values() if value.ndim), default=1)
-        lack = -count % fixed if fixed else 0
-        if lack:
-            feeds = {n: _lengthened(v, lack) if v.ndim and len(v) == count else v for n, v in feeds.items()}
-        parts = [session.run(list(names), dict(part)) for part in _pieces(feeds, fixed)]
-        found = [np.concatenate(values) if len(parts) > 1 else values[0] for values in zip(*parts, strict=True)]
-        # an output may have several rows for each example
-        return [value[: len(value) * count // (count + lack)] for value in found] if lack else found
-
-    return run
-
-
-def _lengthened(value: Array, lack: int) -> Array:
-    """The array with its last row repeated."""
-    return np.concatenate([value, np.repeat(value[-1:], lack, axis=0)])
-
-
-def _pieces(feeds: Batch, fixed: int | None) -> Iterator[Batch]:
-    """The feeds in pieces of a fixed batch size."""
-    count = max((len(value) for value in feeds.values() if value.ndim), default=1)
-    if fixed is None or count == fixed:
-        yield feeds
-        return
-    for start in range(0, count, fixed):
-        yield {n: v[start : start + fixed] if v.ndim and len(v) == count else v for n, v in feeds.items()}
-
-
-def _cached(
-    compute: Callable[[Array, Batch], list[Array]], pool: _Pool, batch: int
-) -> Callable[[Array, Batch], list[Array]]:
-    """The same function with the answers for all examples worked out once, at the first call."""
-    table: list[Array] = []
-
-    def run(indices: Array, feeds: Batch) -> list[Array]:
-        if not table:
-            parts = []
-            for start in range(0, len(pool), batch):
-                some = np.arange(start, min(start + batch, len(pool)))
-                parts.append(compute(some, pool.take(some)))
-            table.extend(np.concatenate(values) for values in zip(*parts, strict=True))
-        if any(len(values) % len(pool) for values in table):
-            return compute(indices, feeds)
-        return [values.reshape(len(pool), -1, *values.shape[1:])[indices].reshape(-1, *values.shape[1:]) for values in table]
-
-    return run
-
-
-class _threads:  # noqa: N801  (used as a statement: with _threads(2))
+class _Threads:
     """Sets torch's number of threads for a while; 0 leaves it."""
 
     def __init__(self, count: int) -> None:
@@ -324,7 +170,7 @@ class _threads:  # noqa: N801  (used as a statement: with _threads(2))
 def _train(
     graph: Graph,
     task: _Task,
-    pool: _Pool,
+    pool: Pool,
     settings: FinetuneSettings,
     validate: Validate,
     start: float,
@@ -345,7 +191,7 @@ def _train(
     best, history = (start, 0, graph.model), [Check(0, math.nan, start, 0.0)]
     losses: list[float] = []
     reason = f"all {settings.steps} steps were made"
-    order = _shuffled(len(pool), _batch_size(settings, task, pool), rng)
+    order = shuffled(len(pool), _batch_size(settings, task, pool), rng)
     for step in range(1, settings.steps + 1):
         indices = next(order)
         feeds = pool.take(indices)
@@ -375,21 +221,11 @@ def _train(
     return FinetuneResult(best[2], best[0], best[1], tuple(history), reason, module.frozen)
 
 
-def _batch_size(settings: FinetuneSettings, task: _Task, pool: _Pool) -> int:
+def _batch_size(settings: FinetuneSettings, task: _Task, pool: Pool) -> int:
     """Examples to a step: a multiple of the model's fixed batch size."""
     size = min(settings.batch, len(pool))
     fixed = task.fixed_batch or 1
     return max(fixed, size // fixed * fixed)
-
-
-def _shuffled(count: int, size: int, rng: np.random.Generator) -> Iterator[Array]:
-    """Numbers of examples, batch by batch, in a new order for each pass; a pass that ends short is filled up."""
-    left = np.zeros(0, dtype=np.int64)
-    while True:
-        while len(left) < size:
-            left = np.concatenate([left, rng.permutation(count)])
-        yield left[:size]
-        left = left[size:]
 
 
 def _with_outputs(graph: Graph, names: Sequence[str]) -> Graph:
@@ -431,7 +267,7 @@ def _stepper(module: Any, task: _Task, settings: FinetuneSettings) -> Callable[[
     def run(indices: Array, feeds: Batch, optimizer: Any) -> float:
         targets = [torch.from_numpy(np.ascontiguousarray(value)) for value in task.targets(indices, feeds)]
         labels = None if task.labelled is None else torch.from_numpy(task.labelled(indices).astype(np.int64))
-        parts = list(_pieces(feeds, piece))
+        parts = list(pieces(feeds, piece))
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for number, part in enumerate(parts):
@@ -509,8 +345,8 @@ def _loss(outputs: Sequence[Any], wanted: Sequence[Any], classes: Any, scales: S
     for have, want, scale in zip(outputs, wanted, scales, strict=True):
         have, want = have.float(), want.float()
         if kind == "kl":
-            logs = [torch.log_softmax(value, -1) for value in (have, want)]
-            total = total + functional.kl_div(*logs, reduction="none", log_target=True).sum(-1).mean()
+            mine, theirs = torch.log_softmax(have, -1), torch.log_softmax(want, -1)
+            total = total + functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
         else:
             total = total + functional.mse_loss(have, want) / scale
     return total / len(outputs)

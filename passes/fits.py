@@ -54,7 +54,7 @@ class Fit:
     @property
     def columns(self) -> int:
         """Columns of a block, before pruning."""
-        return self.slots.columns.shape[1]
+        return int(self.slots.columns.shape[1])
 
     @property
     def target_axis(self) -> int:

@@ -12,7 +12,7 @@ Array = NDArray[Any]
 
 
 def augmented(images: Array, rng: np.random.Generator, smallest: float = 0.4) -> Array:
-    """The images (n, c, h, w) flipped at random, and cropped to `smallest` or more of their area; other arrays as given.
+    """The images (n, c, h, w) flipped at random, and cropped to `smallest` or more of their area; others as given.
 
     Each crop is resized back by bilinear interpolation, its sides in proportion within 3/4 to 4/3.
     """
@@ -40,4 +40,5 @@ def _stretched(image: Array, size: int, axis: int) -> Array:
     shape = [1, 1, 1]
     shape[axis] = size
     rest = (at - low).astype(np.float32).reshape(shape)
-    return np.take(image, low, axis) * (1 - rest) + np.take(image, np.minimum(low + 1, length - 1), axis) * rest
+    found: Array = np.take(image, low, axis) * (1 - rest) + np.take(image, np.minimum(low + 1, length - 1), axis) * rest
+    return found

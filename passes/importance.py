@@ -23,10 +23,13 @@ import numpy as np
 from ..ir.ops.maps import Floats
 from .consumers import Consumer, unit_layers
 from .coupling import Coupling, Group, Ids
-from .gram import Statistics, usable
+from .gram import Moments, Statistics, usable
 
 RIDGE = 1e-3
 """Share of the mean diagonal that is added to it; results were flat from 1e-5 to 1e-2 (RECOVERY.md, A)."""
+
+RIDGE_PER_COLUMN = 0.1
+"""What is added to RIDGE for each column per row: nothing to speak of with 50 rows a column, much with one."""
 
 PENDING = 64
 
@@ -48,8 +51,11 @@ class UnitOrder:
         return np.sort(self.order[:width])
 
 
-def order(coupling: Coupling, statistics: Statistics, *, ridge: float = RIDGE) -> dict[str, UnitOrder]:
-    """The order of every group by elimination (rule 1); by weight norms where no consumer has statistics."""
+def order(coupling: Coupling, statistics: Statistics, *, ridge: float | None = None) -> dict[str, UnitOrder]:
+    """The order of every group by elimination (rule 1); by weight norms where no consumer has statistics.
+
+    `ridge` overrides `ridge_for`.
+    """
     found = {}
     plain = weight_order(coupling)
     for group in coupling.groups:
@@ -110,14 +116,17 @@ class _Part:
         self.own_inverse += np.eye(columns.shape[1]) * (columns == size)[:, :, None]
         self.own_energy = self.energy[pairs]
         self.used = 0
+        self.gone = np.zeros(size, dtype=np.bool_)
         self.f, self.y, self.z = (np.zeros((PENDING + columns.shape[1], size + 1)) for _ in range(3))
 
     def cost(self) -> Floats:
         """Formula (1) for every unit."""
         if self.columns.shape[1] == 1:
-            return self.own_energy[:, 0, 0] / np.maximum(self.own_inverse[:, 0, 0], 1e-300)
+            single: Floats = self.own_energy[:, 0, 0] / np.maximum(self.own_inverse[:, 0, 0], 1e-300)
+            return single
         solved = np.linalg.solve(self.own_inverse, self.own_energy)
-        return np.trace(solved, axis1=1, axis2=2)
+        found: Floats = np.trace(solved, axis1=1, axis2=2)
+        return found
 
     def remove(self, unit: int) -> None:
         """Formula (2)."""
@@ -134,6 +143,7 @@ class _Part:
         end = self.used + len(own)
         self.f[self.used : end], self.y[self.used : end], self.z[self.used : end] = factor, row, half
         self.used = end
+        self.gone[own] = True
         self.own_inverse[unit], self.own_energy[unit] = np.eye(self.columns.shape[1]), 0.0
         if self.used >= PENDING:
             self._flush()
@@ -151,6 +161,19 @@ class _Part:
         cross = f.T @ z
         self.energy -= cross + cross.T
         self.used = 0
+        if self.gone.sum() * 4 > self.size:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Leaves out the columns that are gone, which nothing reads any more."""
+        live = np.append(np.flatnonzero(~self.gone), self.size)
+        place = np.full(self.size + 1, len(live) - 1)
+        place[live] = np.arange(len(live))
+        self.columns = place[self.columns]
+        self.inverse, self.energy = (part[np.ix_(live, live)] for part in (self.inverse, self.energy))
+        self.f, self.y, self.z = (part[:, live] for part in (self.f, self.y, self.z))
+        self.size = len(live) - 1
+        self.gone = np.zeros(self.size, dtype=np.bool_)
 
 
 def _real(columns: Ids, size: int) -> Floats:
@@ -159,17 +182,19 @@ def _real(columns: Ids, size: int) -> Floats:
 
 
 def _parts(
-    coupling: Coupling, statistics: Statistics, group: Group, item: Consumer, ridge: float, count: int
+    coupling: Coupling, statistics: Statistics, group: Group, item: Consumer, ridge: float | None, count: int
 ) -> list[_Part]:
     """The blocks of a consumer, their costs scaled to shares of its output's variance, divided by `count` consumers."""
-    moments = statistics.moments[item.key].second(centred=bool(item.bias.name))
+    found = statistics.moments[item.key]
+    damp = ridge_for(found) if ridge is None else ridge
+    moments = found.second(centred=bool(item.bias.name))
     weight = item.matrix(coupling.graph.constants[item.weight].array(), item.window.groups)
     variance = float(sum(np.sum((w @ g) * w) for w, g in zip(weight, moments, strict=True)))
     if not variance > 0:
         return []
     columns = unit_columns(coupling, group, item)
     return [
-        _Part(damped_inverse(g, ridge), w.T @ w / (variance * count), own)
+        _Part(damped_inverse(g, damp), w.T @ w / (variance * count), own)
         for w, g, own in zip(weight, moments, columns, strict=True)
     ]
 
@@ -201,8 +226,13 @@ def damped_inverse(gram: Floats, ridge: float) -> Floats:
     if fault:
         return np.linalg.pinv(damped, hermitian=True)
     inverse = lapack.dpotri(factor, lower=1)[0]
-    lower = np.tril(inverse)
-    return lower + np.tril(inverse, -1).T
+    whole: Floats = np.tril(inverse) + np.tril(inverse, -1).T
+    return whole
+
+
+def ridge_for(moments: Moments) -> float:
+    """The ridge, as a share of the mean diagonal, for sums over so many rows."""
+    return RIDGE + RIDGE_PER_COLUMN * int(moments.total.shape[1]) / max(moments.count, 1)
 
 
 def damping(gram: Floats, ridge: float) -> float:

@@ -156,9 +156,7 @@ def _analysis_names(graph: Graph, node: Node) -> Iterator[str]:
     yield from node.outputs
 
 
-def _settle_values(
-    coupling: Coupling, masks: _Masks, wanted: list[tuple[Node, int, Array]], changes: Changes
-) -> None:
+def _settle_values(coupling: Coupling, masks: _Masks, wanted: list[tuple[Node, int, Array]], changes: Changes) -> None:
     """Makes the inputs that hold sizes come out as wanted: constants first, then what is computed (rule 3)."""
     graph, computed = coupling.graph, []
     for node, slot, value in wanted:
@@ -247,9 +245,7 @@ def plan_of(coupling: Coupling, kept: Kept) -> Plan:
             if role == "consumer" and (zero := _zero_point(graph, name, node)) is not None:
                 member["zero"] = {"tensor": zero[0], "axis": zero[1]}
             members.append(member | ({"node": node.label} if shared else {}))
-        groups.append(
-            {"id": group.id, "units": group.units, "kept": [int(unit) for unit in units], "members": members}
-        )
+        groups.append({"id": group.id, "units": group.units, "kept": [int(unit) for unit in units], "members": members})
     return {"schema_version": 1, "groups": groups}
 
 

@@ -23,7 +23,7 @@ from ..ir.ops.maps import Floats
 from .consumers import Consumer, Mask
 from .coupling import Coupling, Kept
 from .gram import Moments, Statistics, usable
-from .importance import RIDGE, damping
+from .importance import damping, ridge_for
 
 CACHED = 512
 Weights = dict[str, Floats]
@@ -37,26 +37,17 @@ class Slots:
     outputs: Mask
     blocks: Mask
 
-    def pick(self, matrix: Floats) -> Floats:
-        """The kept part of a matrix (groups, rows, columns), the rows being outputs times any number of taps."""
-        taps = matrix.shape[1] // self.outputs.shape[1]
-        picked = [
-            block[np.repeat(rows, taps)][:, columns]
-            for block, rows, columns, there in zip(matrix, self.outputs, self.columns, self.blocks, strict=True)
-            if there
-        ]
-        return np.stack(picked)
-
 
 def slots_of(coupling: Coupling, item: Consumer, removed: Mask) -> Slots:
     """What remains of a consumer when the units of a mask are removed."""
     groups = item.window.groups
     channels = coupling.positions((item.data, item.window.axis), removed).reshape(groups, -1)
     outputs = coupling.positions((item.output, item.map.out_axis), removed).reshape(groups, -1)
-    return Slots(item.kept_columns(channels.reshape(-1)), outputs, channels.any(axis=1) & outputs.any(axis=1))
+    blocks: Mask = np.logical_and(channels.any(axis=1), outputs.any(axis=1))
+    return Slots(item.kept_columns(channels.reshape(-1)), outputs, blocks)
 
 
-def refit_symmetric(coupling: Coupling, statistics: Statistics, kept: Kept, *, ridge: float = RIDGE) -> Weights:
+def refit_symmetric(coupling: Coupling, statistics: Statistics, kept: Kept, *, ridge: float | None = None) -> Weights:
     """New values, by tensor name, of the weights and biases that read a pruned group, as the pruned model shapes them.
 
     `kept` is what `prune` was given. Solutions are cached in `statistics`: only consumers that keep other columns than
@@ -73,8 +64,8 @@ def refit_symmetric(coupling: Coupling, statistics: Statistics, kept: Kept, *, r
     return found
 
 
-def new_weights(coupling: Coupling, item: Consumer, slots: Slots, matrix: Floats, shift: Floats) -> Weights:
-    """The pruned weight and bias for a full-height matrix (per block outputs x kept columns) and a shift of outputs."""
+def new_weights(coupling: Coupling, item: Consumer, slots: Slots, matrix: list[Floats], shift: Floats) -> Weights:
+    """The pruned weight and bias for the blocks of a matrix (all outputs x kept columns) and a shift of all outputs."""
     constants = coupling.graph.constants
     taps = matrix[0].shape[0] // slots.outputs.shape[1]
     rows = [
@@ -99,7 +90,7 @@ def pruned_shape(coupling: Coupling, item: Consumer, slots: Slots) -> Shape:
 
 
 def _solution(
-    coupling: Coupling, statistics: Statistics, item: Consumer, slots: Slots, ridge: float
+    coupling: Coupling, statistics: Statistics, item: Consumer, slots: Slots, ridge: float | None
 ) -> tuple[list[Floats], Floats]:
     key = (item.node.index, ridge, slots.columns.tobytes())
     cache = statistics.cache
@@ -109,18 +100,20 @@ def _solution(
         while len(cache) > CACHED:
             cache.popitem(last=False)
     cache.move_to_end(key)
-    return cache[key]
+    found: tuple[list[Floats], Floats] = cache[key]
+    return found
 
 
 def _refit(
-    weight: Floats, moments: Moments, columns: Mask, ridge: float, item: Consumer
+    weight: Floats, moments: Moments, columns: Mask, ridge: float | None, item: Consumer
 ) -> tuple[list[Floats], Floats]:
     """Per block the refitted kept columns (outputs, kept), and the shift of the outputs (groups, outputs)."""
     grams, means = moments.second(centred=bool(item.bias.name)), moments.mean()
+    damp = ridge_for(moments) if ridge is None else ridge
     solved, shifts = [], []
     for w, gram, mean, keep in zip(weight, grams, means, columns, strict=True):
         inner = gram[np.ix_(keep, keep)]
-        new = w[:, keep] + solve(inner, (w[:, ~keep] @ gram[np.ix_(~keep, keep)]), damping(gram, ridge))
+        new = w[:, keep] + solve(inner, (w[:, ~keep] @ gram[np.ix_(~keep, keep)]), damping(gram, damp))
         solved.append(new)
         shifts.append(w @ mean - new @ mean[keep])
     shift = np.stack(shifts)

@@ -91,4 +91,5 @@ def spread(sums: Sums, model: Model, matrix: Floats, power: float) -> tuple[Floa
 def _bias(sums: Sums, model: Model, matrix: Floats) -> Floats:
     if not model.centred:
         return model.fixed
-    return sums.total / max(sums.inputs.count, 1) - np.einsum("gok,gk->go", matrix, sums.inputs.mean())
+    found: Floats = sums.total / max(sums.inputs.count, 1) - np.einsum("gok,gk->go", matrix, sums.inputs.mean())
+    return found

@@ -115,19 +115,20 @@ class _Run:
         border = self.network.border(level, [name for fit in self.fits if fit.level > level for name in fit.taps])
         room = _bytes(self.graph, border) * self.examples < DISK_BYTES / 4
         fresh = Spill() if border and room else None
-        taps = [*(name for fit in now for name in fit.taps), *(border if fresh else ())]
+        taps = [*(name for fit in now for name in fit.taps), *(border if fresh is not None else ())]
         runner = Runner(self.model, tuple(dict.fromkeys(taps)), self.border)
         for piece, feeds in enumerate(self._source()):
             values = runner(feeds)
             for fit in now:
                 self._gather(fit, values, piece)
-            for name in border if fresh else ():
-                fresh.put((name, piece), values[name])
+            if fresh is not None:
+                for name in border:
+                    fresh.put((name, piece), values[name])
         found: Weights = {}
         for fit in now:
             found |= _solve(self.graph, fit, constants_of(self.model))
         write_weights(self.model, found)
-        if fresh:
+        if fresh is not None:
             if self.aside is not None:
                 self.aside.close()
             self.aside, self.border = fresh, {name: self.graph.dtypes[name] for name in border}

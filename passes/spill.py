@@ -20,18 +20,19 @@ class Spill:
 
     def put(self, key: Hashable, array: NDArray[Any]) -> None:
         """Keeps an array."""
-        array = np.ascontiguousarray(array)
-        self._file.seek(self.size)
-        self._file.write(array.data)
         self._places[key] = self.size, array.dtype, array.shape
-        self.size += array.nbytes
+        if array.size:
+            self._file.seek(self.size)
+            self._file.write(np.ascontiguousarray(array).data)
+            self.size += array.nbytes
 
     def get(self, key: Hashable) -> NDArray[Any]:
         """The array of a key, read back."""
         start, dtype, shape = self._places[key]
         found = np.empty(shape, dtype)
-        self._file.seek(start)
-        self._file.readinto(found.data)  # type: ignore[attr-defined]
+        if found.size:
+            self._file.seek(start)
+            self._file.readinto(found.data)  # type: ignore[attr-defined]
         return found
 
     def close(self) -> None:

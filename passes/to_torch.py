@@ -50,7 +50,7 @@ def unsupported(graph: Graph) -> list[str]:
 
 
 def write_back(module: LoweredModule, model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model with the module's weights, by name; those that did not change stay as they are, bit for bit."""
+    """A copy of the model with the module's weights, by name; those that did not change stay bit for bit."""
     graph = bare_graph(model)
     changed: dict[str, NDArray[Any]] = {}
     for name, tensor in module.state_dict().items():

@@ -1,7 +1,7 @@
 """The nn.Module that `to_torch` makes; torch is imported when the first one is made.
 
-torch forbids '.' in the names of parameters, so that inside the module 'a.b' is called 'w_a~1b' ('~' is '~0', as in JSON
-pointers). `state_dict`, `load_state_dict` and `weights` speak ONNX names.
+torch forbids '.' in the names of parameters, so that inside the module 'a.b' is called 'w_a~1b' ('~' is '~0', as in
+JSON pointers). `state_dict`, `load_state_dict` and `weights` speak ONNX names.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def unescape(name: str) -> str:
 class LoweredModule(Module):
     """A graph in torch; see `onnx_netadapt.passes.to_torch.to_torch`.
 
-    One program serves all input shapes where no computed size depends on them; else each new set of shapes gets its own.
+    One program serves all input shapes where no computed size depends on them; else each set of shapes gets its own.
     """
 
     def __init__(self, graph: Graph, trainable: Iterable[str], frozen: Mapping[str, str]) -> None:
@@ -98,9 +98,8 @@ class LoweredModule(Module):
         given = {**self._texts, **self._moved(program)}
         for key, value in (*self._parameters.items(), *self._buffers.items()):
             given[unescape(key)] = value
-        outputs = [
-            _finish(value, port.dtype) for value, port in zip(program.run(tensors, given), self.graph.outputs, strict=True)
-        ]
+        found = program.run(tensors, given)
+        outputs = [_finish(value, port.dtype) for value, port in zip(found, self.graph.outputs, strict=True)]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _take(self, inputs: Sequence[Any]) -> list[Any]:
@@ -129,7 +128,8 @@ class LoweredModule(Module):
         """The program's literals where they must be on another device than the one they were made on."""
         import torch
 
-        some = next((value for value in (*self._parameters.values(), *self._buffers.values()) if value is not None), None)
+        held = (*self._parameters.values(), *self._buffers.values())
+        some = next((value for value in held if value is not None), None)
         if some is None or some.device.type == "cpu":
             return {}
         key = (id(program), some.device)
@@ -142,7 +142,7 @@ class LoweredModule(Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         inner: dict[str, Any] = {}
-        super()._save_to_state_dict(inner, "", keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(inner, "", keep_vars)
         for key, value in inner.items():
             destination[prefix + unescape(key)] = value
 
@@ -171,7 +171,7 @@ class LoweredModule(Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         import torch
 
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._program = build(self.graph, torch)
         self._programs, self._literals = {}, {}
 

@@ -1,8 +1,8 @@
 """Attention as one operator: Y = softmax(scale Q K^T + mask) V, head by head.
 
-Letters: n batch, t queries, s keys, H heads of keys and values, g query heads for each of them, D width of a head of Q and
-K, V width of a head of V. Whole heads, D and V can be pruned. The product sums over D without weights, so that a removed
-place of D is cut off at the producers of Q or K (see passes/cuts.py). The scale is that of the original width.
+Letters: n batch, t queries, s keys, H heads of keys and values, g query heads for each of them, D width of a head of Q
+and K, V width of a head of V. Whole heads, D and V can be pruned. The product sums over D without weights, so that a
+removed place of D is cut off at the producers of Q or K (see passes/cuts.py). The scale is that of the original width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import MICROSOFT, Edit, OpRule, Scope, View, Zeros, first
 
 
 def relate_attention(s: Scope) -> None:
-    """Attention (opset 23): Q, K, V, mask, past keys, past values -> Y, keys, values, Q K^T; with heads as an axis or not."""
+    """Attention: Q, K, V, mask, past keys, past values -> Y, keys, values, Q K^T; with heads as an axis or not."""
     queries, pairs, _ = head_counts(s)
     shared = queries // pairs
     q = "H g" if shared > 1 else "H"
@@ -115,7 +115,7 @@ def patch_multi_head(edit: Edit) -> None:
 
 
 def relate_packed(s: Scope) -> None:
-    """com.microsoft.Attention: the input times one weight (E, Q + K + V) gives all three; heads and V's width can go."""
+    """com.microsoft.Attention: one weight (E, Q + K + V) gives all three; whole heads and V's width can go."""
     if s.has(4) or s.attr("do_rotary", 0):
         raise ShapeError("cached or rotated keys")
     heads = int(s.attr("num_heads"))
@@ -124,7 +124,9 @@ def relate_packed(s: Scope) -> None:
     s.signature(f"n t E, E (A + B + C), (A + B + C){', ' + mask if mask else ''} -> n t (H V)", A=q, B=k, C=v, H=heads)
     names = [s.relations.invent(f"{s.node.index}/{letter}", size) for letter, size in (("A", q), ("B", k), ("C", v))]
     width = s.relations.invent(f"{s.node.index}/d", q // heads)
-    count, values = (s.relations.invent(f"{s.node.index}/{name}", size) for name, size in (("H", heads), ("V", v // heads)))
+    count, values = (
+        s.relations.invent(f"{s.node.index}/{name}", size) for name, size in (("H", heads), ("V", v // heads))
+    )
     s.freeze(width, "Attention sums over the width of its heads without weights")
     for name, inner in zip(names, (width, width, values), strict=True):
         s.fold(name, (count, inner))
@@ -141,7 +143,7 @@ def packed_sizes(view: View) -> tuple[int, int, int]:
 
 def patch_packed(edit: Edit) -> None:
     """`num_heads` follows, and the three widths are written out."""
-    q, k, v = packed_sizes(edit)
+    q, k, _ = packed_sizes(edit)
     heads = int(edit.attr("num_heads"))
     kept = edit.kept_in(1, 1)
     parts = kept[:q], kept[q : q + k], kept[q + k :]
@@ -159,7 +161,7 @@ def macs_packed(view: View, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
 
 
 def relate_rotary(s: Scope) -> None:
-    """RotaryEmbedding: the two places of each pair are turned by one angle, so that they go together, with the angle."""
+    """RotaryEmbedding: the two places of each pair are turned by one angle; the three go together."""
     rank = s.rank(0)
     heads = s.shape(0)[1] if rank == 4 else int(s.attr("num_heads", 0))
     if not heads:
@@ -168,7 +170,10 @@ def relate_rotary(s: Scope) -> None:
     if int(s.attr("rotary_embedding_dim", 0)) not in (0, width):
         raise ShapeError("only a part of each head is rotated")
     text = "n H t D, _, _, _ -> n H t D" if rank == 4 else "n t (H D), _, _, _ -> n t (H D)"
-    operands = text.replace("_, _, _", ", ".join([*[" ".join([*(f"a{axis}" for axis in range(s.rank(slot) - 1)), "P"]) for slot in (1, 2)], "_"]))
+    operands = text.replace(
+        "_, _, _",
+        ", ".join([*[" ".join([*(f"a{axis}" for axis in range(s.rank(slot) - 1)), "P"]) for slot in (1, 2)], "_"]),
+    )
     s.signature(operands, H=heads)
     pairs = np.arange(width // 2)
     whole = s.out(3) if rank == 4 else s.relations.invent(f"{s.node.index}/D", width)

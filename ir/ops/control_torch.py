@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from ..lowering import Program, build_body
 from . import View
 from .runtime import Lowered, Lowering
@@ -39,7 +38,7 @@ def lower_if(view: View, torch: Any) -> Lowered:
 
 
 def lower_loop(view: View, torch: Any) -> Lowered:
-    """Loop: a body of (number, condition, carried ...) -> (condition, carried ..., scanned ...), until either stops it."""
+    """Loop: a body of (number, condition, carried ...) -> (condition, carried ..., scanned ...)."""
     body = _body(view, "body", torch)
     carried = len(view.node.inputs) - 2
 
@@ -83,7 +82,7 @@ def _scan(view: View, torch: Any, body: Program, scans: int, inputs: Any, outer:
     out_axes = view.attr("scan_output_axes", [0] * results)
     out_turned = view.attr("scan_output_directions", [0] * results)
     stacked = [
-        torch.stack(row[::-1] if back else row, int(axis) if axis >= 0 else int(axis))
+        torch.stack(row[::-1] if back else row, int(axis))
         for row, axis, back in zip(rows, out_axes, out_turned, strict=True)
     ]
     return [*states, *stacked]
@@ -169,8 +168,6 @@ def _has(torch: Any) -> Lowered:
     return lambda x=None: torch.tensor(x is not None)
 
 
-
-
 LOWER: dict[str, Lowering] = {
     "If": lower_if,
     "Loop": lower_loop,
@@ -188,4 +185,3 @@ LOWER: dict[str, Lowering] = {
     "OptionalGetElement": lower_optional,
     "OptionalHasElement": lambda view, torch: _has(torch),
 }
-

@@ -31,7 +31,7 @@ def relate_conv_transpose(s: Scope) -> None:
 
 
 def relate_deform_conv(s: Scope) -> None:
-    """DeformConv: a Conv whose taps are moved by offsets; X, W, offset, B, mask. One set of offsets for all channels."""
+    """DeformConv: a Conv whose taps are moved by offsets, the same for all channels; X, W, offset, B, mask."""
     if int(s.attr("offset_group", 1)) != 1:
         raise ShapeError("channels have offsets of their own, group by group")
     x, k, y = (spatial(letter, s.rank(slot)) for letter, slot in (("s", 0), ("k", 1), ("p", 0)))
@@ -105,9 +105,7 @@ RULES = {
         zeros=lambda view: ((1,),),
         zero_points=lambda view: {1: (3, 0)},
     ),
-    "DeformConv": OpRule(
-        relate_deform_conv, (19, 22), patch_groups, macs_conv, zeros=lambda view: ((1, 3),)
-    ),
+    "DeformConv": OpRule(relate_deform_conv, (19, 22), patch_groups, macs_conv, zeros=lambda view: ((1, 3),)),
     "QLinearConv": OpRule(
         relate_qlinear_conv,
         (10,),

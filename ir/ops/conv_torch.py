@@ -51,7 +51,7 @@ def lower_fused_conv(view: View, torch: Any) -> Lowered:
 def _activation(view: View, torch: Any) -> Lowered:
     name, params = view.attr("activation", ""), list(view.attr("activation_params", ()))
     functional = torch.nn.functional
-    table = {
+    table: dict[str, Lowered] = {
         "": lambda x: x,
         "Relu": torch.relu,
         "Tanh": torch.tanh,
@@ -74,7 +74,8 @@ def lower_conv_transpose(view: View, torch: Any) -> Lowered:
 
     def run(x: Any, w: Any, b: Any = None) -> Any:
         strides, dilations, before, after, extra = _transposed_window(view, x.shape[2:], w.shape[2:])
-        if before == after and min(before) >= 0 and all(e < max(s, d) for e, s, d in zip(extra, strides, dilations)):
+        small = all(e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True))
+        if before == after and min(before) >= 0 and small:
             return convs[x.dim()](x, w, b, strides, before, extra, group, dilations)
         y = convs[x.dim()](x, w, None, strides, 0, 0, group, dilations)
         ends = [e - a for e, a in zip(extra, after, strict=True)]

@@ -86,7 +86,8 @@ _NARY: dict[str, tuple[int, ...]] = {
     "CastLike": (15, 19, 21, 23, 24, 25), "Div": (7, 13, 14), "Equal": (7, 11, 13, 19), "Greater": (7, 9, 13),
     "GreaterOrEqual": (12, 16), "Less": (7, 9, 13), "LessOrEqual": (12, 16), "Max": (1, 6, 8, 12, 13),
     "Mean": (1, 6, 8, 13), "Min": (1, 6, 8, 12, 13), "Mod": (10, 13, 28), "Mul": (7, 13, 14), "Or": (7,),
-    "PRelu": (1, 6, 7, 9, 16), "Pow": (7, 12, 13, 15), "Sub": (7, 13, 14), "SwiGLU": (28,), "Sum": (1, 6, 8, 13), "Where": (9, 16),
+    "PRelu": (1, 6, 7, 9, 16), "Pow": (7, 12, 13, 15), "Sub": (7, 13, 14), "SwiGLU": (28,),
+    "Sum": (1, 6, 8, 13), "Where": (9, 16),
     "Xor": (7,),
 }  # fmt: skip
 
@@ -102,7 +103,8 @@ _LEGACY = {
 
 _ZERO_AT_ZERO = frozenset({
     "Abs", "Asin", "Asinh", "Atan", "Cast", "CastLike", "Ceil", "Celu", "Div", "Dropout", "Elu", "Erf", "Floor", "Gelu",
-    "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "PRelu", "QuickGelu", "Relu", "Round", "Selu", "Shrink", "Sign",
+    "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "PRelu", "QuickGelu", "Relu", "Round", "Selu", "Shrink",
+    "Sign",
     "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
 

@@ -56,7 +56,8 @@ def lower_div(view: View, torch: Any) -> Lowered:
 
 def lower_mod(view: View, torch: Any) -> Lowered:
     """Mod: the sign of the divisor, or with fmod that of the dividend."""
-    return torch.fmod if view.attr("fmod", 0) else torch.remainder
+    found: Lowered = torch.fmod if view.attr("fmod", 0) else torch.remainder
+    return found
 
 
 def lower_pow(view: View, torch: Any) -> Lowered:
@@ -87,7 +88,8 @@ def lower_cast(view: View, torch: Any) -> Lowered:
 
 def _caster(dtype: int, torch: Any, *, saturate: bool) -> Lowered:
     target = carrier(dtype, torch)
-    rounding = {_T.FLOAT16: torch.float16, _T.BFLOAT16: torch.bfloat16}.get(dtype)
+    halves: dict[int, Any] = {_T.FLOAT16: torch.float16, _T.BFLOAT16: torch.bfloat16}
+    rounding = halves.get(dtype)
 
     def run(x: Any) -> Any:
         if isinstance(x, np.ndarray):
@@ -134,9 +136,10 @@ def lower_clip(view: View, torch: Any) -> Lowered:
 
     def run(*args: Any) -> Any:
         x, low, high = args[0], read_low(args), read_high(args)
-        if isinstance(low, int | float) or isinstance(high, int | float):
-            if not any(isinstance(bound, torch.Tensor) for bound in (low, high)):
-                return torch.clamp(x, low, high)
+        if low is None and high is None:
+            return x
+        if not any(isinstance(bound, torch.Tensor) for bound in (low, high)):
+            return torch.clamp(x, low, high)
         for bound, meet in ((low, torch.maximum), (high, torch.minimum)):
             if bound is not None:
                 x = meet(x, torch.as_tensor(bound, dtype=x.dtype, device=x.device))
@@ -178,7 +181,9 @@ def lower_prelu(view: View, torch: Any) -> Lowered:
 
 def lower_bit_shift(view: View, torch: Any) -> Lowered:
     """BitShift in either direction."""
-    return torch.bitwise_left_shift if view.attr("direction") == "LEFT" else torch.bitwise_right_shift
+    left = view.attr("direction") == "LEFT"
+    found: Lowered = torch.bitwise_left_shift if left else torch.bitwise_right_shift
+    return found
 
 
 def lower_is_inf(view: View, torch: Any) -> Lowered:
@@ -231,7 +236,8 @@ LOWER: dict[str, Lowering] = {
     "Equal": _plain("eq"), "Greater": _plain("gt"), "GreaterOrEqual": _plain("ge"), "Less": _plain("lt"),
     "LessOrEqual": _plain("le"), "Not": _plain("logical_not"), "Max": _fold("maximum"), "Min": _fold("minimum"),
     "Sum": _fold("add"), "Mean": lower_mean, "Div": lower_div, "Mod": lower_mod, "Pow": lower_pow,
-    "BitCast": lower_bit_cast, "BitShift": lower_bit_shift, "Cast": lower_cast, "CastLike": lower_cast, "Clip": lower_clip,
+    "BitCast": lower_bit_cast, "BitShift": lower_bit_shift, "Cast": lower_cast, "CastLike": lower_cast,
+    "Clip": lower_clip,
     "Dropout": lower_dropout, "PRelu": lower_prelu, "IsInf": lower_is_inf, "Gelu": lower_gelu,
     "BiasGelu": lower_bias_gelu, "FastGelu": lower_bias_gelu,
     "Identity": lambda view, torch: lambda x: x,

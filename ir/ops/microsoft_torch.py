@@ -59,14 +59,14 @@ def lower_qlinear_concat(view: View, torch: Any) -> Lowered:
     finish, axis = requantize(view, torch, 1), int(view.attr("axis", 1))
 
     def run(sy: Any, zy: Any, *parts: Any) -> Any:
-        values = [_real(*parts[k : k + 3], torch) for k in range(0, len(parts), 3)]
+        values = [_real(parts[k], parts[k + 1], parts[k + 2], torch) for k in range(0, len(parts), 3)]
         return finish(torch.cat(values, axis), 1 / sy, zy)
 
     return run
 
 
 def lower_qgemm(view: View, torch: Any) -> Lowered:
-    """QGemm: a, scale, zero, b, scale, zero, c (in units of the product), y_scale, y_zero; without these a float result."""
+    """QGemm: a, scale, zero, b, scale, zero, c (in units of the product), y_scale, y_zero or a float result."""
     gemm = lower_gemm(view, torch)
     finish = requantize(view, torch, 8) if view.has(8) else None
     flip = bool(view.attr("transB", 0))
@@ -98,7 +98,8 @@ def lower_dynamic_quantize_matmul(view: View, torch: Any) -> Lowered:
     quantize = lower_dynamic_quantize(view, torch)
 
     def run(a: Any, b: Any, sb: Any, zb: Any = None, bias: Any = None) -> Any:
-        y = torch.matmul(_real(*quantize(a), torch), _real(b, sb, zb, torch))
+        whole, scale, zero = quantize(a)
+        y = torch.matmul(_real(whole, scale, zero, torch), _real(b, sb, zb, torch))
         return y if bias is None else y + bias
 
     return run

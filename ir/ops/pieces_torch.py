@@ -142,8 +142,8 @@ def lower_pad(view: View, torch: Any) -> Lowered:
     def run(*args: Any) -> Any:
         x, pads = args[0], read(args) or ()
         before, after = [0] * x.dim(), [0] * x.dim()
-        axes = read_axes(args)
-        axes = range(x.dim()) if axes is None else axes
+        given = read_axes(args)
+        axes = range(x.dim()) if given is None else given
         for place, axis in enumerate(axes):
             before[axis], after[axis] = pads[place], pads[place + len(axes)]
         if mode == "constant":

@@ -61,12 +61,12 @@ def lower_max_pool(view: View, torch: Any) -> Lowered:
 
 def _whole_index(places: Any, shape: Any, padded: Any, before: Sequence[int], columns_first: bool) -> Any:
     """Indices within the padded map of one channel, as indices within the whole unpadded tensor."""
-    coordinates = []
+    coordinates: list[Any] = []
     for size, pad in zip(reversed(padded[2:]), reversed(before), strict=True):
         coordinates.insert(0, places % size - pad)
         places = places // size
     order = range(len(before)) if not columns_first else range(len(before) - 1, -1, -1)
-    flat = 0
+    flat: Any = 0
     for axis in order:
         flat = flat * shape[2 + axis] + coordinates[axis]
     n, c, area = shape[0], shape[1], math.prod(shape[2:])
@@ -229,7 +229,8 @@ def lower_max_unpool(view: View, torch: Any) -> Lowered:
         if shape is None:
             return y
         target = shape.tolist()
-        return torch.nn.functional.pad(y, torch_pads([0] * len(target), [t - s for t, s in zip(target, inner)]))
+        ends = [t - s for t, s in zip(target, inner, strict=True)]
+        return torch.nn.functional.pad(y, torch_pads([0] * len(target), ends))
 
     return run
 

@@ -48,7 +48,7 @@ def relate_qlinear_unary(s: Scope) -> None:
 
 
 def relate_qlinear_binary(s: Scope) -> None:
-    """com.microsoft.QLinearAdd and QLinearMul: operands are inputs 0 and 3, each with its scale and zero point behind."""
+    """com.microsoft.QLinearAdd and QLinearMul: operands are inputs 0 and 3, each with scale and zero point behind."""
     broadcast_into(s, (0, 3))
 
 

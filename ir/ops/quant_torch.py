@@ -1,6 +1,6 @@
 """The torch forms of quantization: rounding lets the gradient through, clipping stops it.
 
-QuantizeLinear: q = clip(round(x / scale) + zero); DequantizeLinear: x = (q - zero) * scale. A weight kept as integers is
+QuantizeLinear: q = clip(round(x / scale) + zero); DequantizeLinear: x = (q - zero) * scale. A weight of integers is
 trained as a float32 master in its own units, and rounded to the grid at each call.
 """
 

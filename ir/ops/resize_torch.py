@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """What each output position of an axis reads: positions and weights (outputs, k), and which lie outside (outputs)."""
+    """What each output position of an axis reads: positions and weights (outputs, k), and which are outside."""
 
     index: NDArray[np.int64]
     weight: Floats

@@ -37,15 +37,19 @@ def _activations(view: View, torch: Any, defaults: list[str]) -> list[Callable[[
         "scaledtanh": (1, 1, lambda x, a=1.0, b=1.0: a * torch.tanh(b * x)),
         "hardsigmoid": (1, 1, lambda x, a=0.2, b=0.5: torch.clamp(a * x + b, 0, 1)),
     }
-    found = []
+    found: list[Callable[[Any], Any]] = []
     for name in names:
         if name not in table:
             raise refuse(view, f"activation '{name}'")
         takes_alpha, takes_beta, function = table[name]
         arguments = [alphas.pop(0)] if takes_alpha and alphas else []
         arguments += [betas.pop(0)] if takes_beta and betas and arguments else []
-        found.append(lambda x, function=function, arguments=tuple(arguments): function(x, *arguments))
+        found.append(_bound(function, tuple(arguments)))
     return found
+
+
+def _bound(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[Any], Any]:
+    return lambda x: function(x, *arguments)
 
 
 def _clip(view: View, torch: Any) -> Callable[[Any], Any]:

@@ -2,9 +2,9 @@
 
 The lowerings stand beside their family's rules in `<family>_torch.py`. They never shape or scale a parameter when they
 are built, and they read sizes from the tensors they are given, so that one program serves many input shapes. Integers
-that steer an operator (axes, pads, a target shape) are read once where the graph knows them, and at each call where not.
+that steer an operator (axes, pads, a target shape) are read once where the graph knows them, else at each call.
 
-Element types: 16-bit and 8-bit floats are carried as float32, wide unsigned integers as int64, narrow ones as int8 or
+Element types: 16-bit and 8-bit floats are carried as float32, wide unsigned integers as int64, 4-bit ones as int8 or
 uint8; quantized values may be carried as floats that hold whole numbers, so that gradients pass through them.
 """
 
@@ -65,9 +65,12 @@ def ints(view: View, name: str, slot: int, default: Sequence[int] | None = None)
     if static is not None or name in view.node.attrs or not view.has(slot):
         return lambda args: static
     spare = None if default is None else tuple(default)
-    return lambda args: (
-        spare if slot >= len(args) or args[slot] is None else tuple(int(item) for item in args[slot].reshape(-1).tolist())
-    )
+
+    def read(args: Sequence[Any]) -> tuple[int, ...] | None:
+        given = slot < len(args) and args[slot] is not None
+        return tuple(int(item) for item in args[slot].reshape(-1).tolist()) if given else spare
+
+    return read
 
 
 def scalar(view: View, slot: int, default: Any = None) -> Callable[[Sequence[Any]], Any]:
@@ -79,9 +82,7 @@ def scalar(view: View, slot: int, default: Any = None) -> Callable[[Sequence[Any
         number = value.reshape(-1)[0].item() if value.size else default
         return lambda args: number
     return lambda args: (
-        default
-        if slot >= len(args) or args[slot] is None or not args[slot].numel()
-        else args[slot].reshape(-1)[0]
+        default if slot >= len(args) or args[slot] is None or not args[slot].numel() else args[slot].reshape(-1)[0]
     )
 
 

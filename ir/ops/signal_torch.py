@@ -42,7 +42,7 @@ def lower_stft(view: View, torch: Any) -> Lowered:
     def run(*args: Any) -> Any:
         x, window = args[0], args[2] if len(args) > 2 else None
         length = read_length(args)
-        size = int(length) if length is not None else window.shape[0]
+        size = int(length) if length is not None else len(args[2])
         z = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
         frames = z.unfold(1, size, int(read_step(args)))  # (batch, frames, size)
         if window is not None:
@@ -60,7 +60,8 @@ def lower_mel_weight_matrix(view: View, torch: Any) -> Lowered:
 
     def run(*args: Any) -> Any:
         bands, size, rate, low, high = (float(each.reshape(-1)[0]) for each in args)
-        mel = np.linspace(*(2595 * np.log10(1 + hertz / 700) for hertz in (low, high)), int(bands) + 2, endpoint=False)
+        ends = [float(2595 * np.log10(1 + hertz / 700)) for hertz in (low, high)]
+        mel = np.linspace(ends[0], ends[1], int(bands) + 2, endpoint=False)
         edges = np.floor((700 * (10 ** (mel / 2595) - 1)) * (int(size) + 1) / rate).astype(np.int64)
         found = np.zeros((int(size) // 2 + 1, int(bands)), dtype=np.float64)
         for band, (left, middle, right) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):

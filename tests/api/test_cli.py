@@ -175,14 +175,14 @@ def test_an_interrupt_says_how_to_go_on(folder, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnx_netadapt.adapt.prepare", interrupted)
+    monkeypatch.setattr("onnx_netadapt.pipeline.prepare", interrupted)
     code = cli._run(["adapt", str(folder / "m.onnx"), *FAST])
     assert code == 130
     assert "--resume" in capsys.readouterr().err
 
 
 def test_a_defect_shows_a_traceback(folder, capsys, monkeypatch):
-    monkeypatch.setattr("onnx_netadapt.adapt.prepare", lambda *_: 1 / 0)
+    monkeypatch.setattr("onnx_netadapt.pipeline.prepare", lambda *_: 1 / 0)
     code = cli._run(["adapt", str(folder / "m.onnx"), *FAST])
     assert code == 1
     assert "ZeroDivisionError" in capsys.readouterr().err

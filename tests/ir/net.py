@@ -70,14 +70,18 @@ class Net:
         )
         return names
 
-    def conv(self, x: str, inputs: int, outputs: int, *, kernel: Sequence[int] = (1, 1), group: int = 1, **attrs: Any) -> str:
+    def conv(
+        self, x: str, inputs: int, outputs: int, *, kernel: Sequence[int] = (1, 1), group: int = 1, **attrs: Any
+    ) -> str:
         """A convolution with bias."""
         w, b = self.weight(outputs, inputs // group, *kernel), self.weight(outputs)
         return self.op("Conv", x, w, b, kernel_shape=list(kernel), group=group, **attrs)
 
     def dense(self, x: str, inputs: int, outputs: int) -> str:
         """A product with a constant matrix on the right."""
-        return self.op("MatMul", x, self.const(self.rng.standard_normal((inputs, outputs)) / np.sqrt(inputs), np.float32))
+        return self.op(
+            "MatMul", x, self.const(self.rng.standard_normal((inputs, outputs)) / np.sqrt(inputs), np.float32)
+        )
 
     def cast(self, x: str, dtype: int) -> str:
         """A Cast, in the spelling of the opset."""
@@ -101,7 +105,10 @@ class Net:
     def model(self) -> onnx.ModelProto:
         """The finished model; shapes are inferred for outputs, as exporters do."""
         graph = helper.make_graph(self.nodes, "net", self.inputs, self.outputs, self.tensors)
-        imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(name, 1) for name in sorted(self.domains))]
+        imports = [
+            helper.make_opsetid("", self.opset),
+            *(helper.make_opsetid(name, 1) for name in sorted(self.domains)),
+        ]
         try:
             ir_version = max(4, helper.find_min_ir_version_for(imports, ignore_unknown=True))
         except ValueError:

@@ -65,7 +65,8 @@ def difference(wanted: Outputs, found: Outputs) -> float:
 def random_kept(coupling: Coupling, keep: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Random units of every group, a share of them."""
     return {
-        group.id: np.sort(rng.permutation(group.units)[: max(1, round(group.units * keep))]) for group in coupling.groups
+        group.id: np.sort(rng.permutation(group.units)[: max(1, round(group.units * keep))])
+        for group in coupling.groups
     }
 
 
@@ -87,7 +88,9 @@ def planted(plan: Mapping[str, Any], group: str) -> dict[str, Any]:
     }
 
 
-def assert_exact(graph: Graph, pruned: Pruned, feeds: Feeds, *, optimize: bool, tolerance: float = DEFAULT_TOLERANCE) -> None:
+def assert_exact(
+    graph: Graph, pruned: Pruned, feeds: Feeds, *, optimize: bool, tolerance: float = DEFAULT_TOLERANCE
+) -> None:
     """Zeroing equals removing, and the pruned model passes ONNX's checker with full shape inference."""
     assert is_valid(pruned.model) or not is_valid(graph.model)
     wanted = run(zeroed(graph.model, pruned.plan), feeds, optimize=optimize)

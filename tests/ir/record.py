@@ -14,9 +14,9 @@ Middle = Callable[[Net, str], str]
 class Record:
     """A network with `op` in it, for every version of the operator's definition that has a rule.
 
-    `build(net)` adds nodes, inputs and outputs. `units` are the sizes of the groups that coupling must find, sorted; where
-    it is empty nothing can be pruned, and `barrier` is part of the reason that must be given. `since` limits the versions;
-    `label` tells several records of one operator apart. `approximate_at` names what makes outputs coarse (integers).
+    `build(net)` adds nodes, inputs and outputs. `units` are the sizes of the groups that coupling must find, sorted;
+    where it is empty nothing can be pruned, and `barrier` is part of the reason that must be given. `since` limits the
+    versions; `label` tells several records of one operator apart.
     """
 
     op: str

@@ -7,4 +7,10 @@ import records_rare
 import records_weights
 from record import Record
 
-RECORDS: list[Record] = [*records_elementwise.RECORDS, *records_layout.RECORDS, *records_quant.RECORDS, *records_rare.RECORDS, *records_weights.RECORDS]
+RECORDS: list[Record] = [
+    *records_elementwise.RECORDS,
+    *records_layout.RECORDS,
+    *records_quant.RECORDS,
+    *records_rare.RECORDS,
+    *records_weights.RECORDS,
+]

@@ -13,10 +13,42 @@ from record import Middle, Record, between_convs, between_products
 
 BOOL, FLOAT, INT64, UINT8, UINT32 = (getattr(TensorProto, n) for n in ("BOOL", "FLOAT", "INT64", "UINT8", "UINT32"))
 
-_PLAIN = (
-    "Abs Asinh Atan Ceil Celu Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Reciprocal "
-    "Relu Round Selu Shrink Sigmoid Sign Sin Sinh Cosh Softplus Softsign Swish Tan Tanh ThresholdedRelu Dropout"
-).split()
+_PLAIN = [
+    "Abs",
+    "Asinh",
+    "Atan",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LeakyRelu",
+    "Mish",
+    "Neg",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Cosh",
+    "Softplus",
+    "Softsign",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "Dropout",
+]
 
 
 def _plain(net: Net, x: str, op: str) -> str:
@@ -65,7 +97,9 @@ UNARY = [
     Record("BitwiseNot", between_convs(_bitwise_not)),
     Record("Cast", between_convs(_cast)),
     Record("Clip", between_convs(_clip)),
-    Record("QuickGelu", between_convs(partial(lambda net, x: net.op("QuickGelu", x, domain=MICROSOFT))), domain=MICROSOFT),
+    Record(
+        "QuickGelu", between_convs(partial(lambda net, x: net.op("QuickGelu", x, domain=MICROSOFT))), domain=MICROSOFT
+    ),
     Record(
         "BiasGelu",
         between_products(lambda net, x: net.op("BiasGelu", x, net.weight(7), domain=MICROSOFT)),
@@ -144,9 +178,7 @@ def _binary_records() -> list[Record]:
             middle = partial(_binary, op=op, kind=kind, change=change, back=back)
             found.append(Record(op, between_convs(middle), since=since, label=kind))
             if kind == "channel constant" and op in _ARITHMETIC:
-                found.append(
-                    Record(op, between_convs(partial(middle, swap=True)), since=since, label="constant first")
-                )
+                found.append(Record(op, between_convs(partial(middle, swap=True)), since=since, label="constant first"))
     return found
 
 

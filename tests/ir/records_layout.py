@@ -169,7 +169,9 @@ POOLS = [
     ),
     Record("MaxPool", _pool_with_indices, (), label="indices", since=(8, 10, 11, 12, 22), barrier="count channels"),
     Record("Resize", between_convs(partial(_resize, by_size=False))),
-    Record("Resize", between_convs(partial(_resize, by_size=True)), label="sizes", since=(13, 18, 19), open_batch=False),
+    Record(
+        "Resize", between_convs(partial(_resize, by_size=True)), label="sizes", since=(13, 18, 19), open_batch=False
+    ),
     Record("Resize", between_convs(_like), label="like", since=(13, 18, 19)),
     Record("Upsample", between_convs(partial(_resize, by_size=False)), since=(1, 7, 9)),
     Record("RoiAlign", _roi_align, open_batch=False),
@@ -229,16 +231,25 @@ def _top_k(net: Net, x: str) -> str:
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 
 REDUCTIONS = [
-    *(Record(f"Reduce{r}", partial(_reduce_pixels, op=f"Reduce{r}", keep=keep), label=f"pixels {keep}") for r in _REDUCTIONS for keep in (0, 1)),
+    *(
+        Record(f"Reduce{r}", partial(_reduce_pixels, op=f"Reduce{r}", keep=keep), label=f"pixels {keep}")
+        for r in _REDUCTIONS
+        for keep in (0, 1)
+    ),
     *(
         Record(f"Reduce{r}", partial(_reduce_channels, op=f"Reduce{r}"), (), label="channels", barrier=" over ")
         for r in _REDUCTIONS
     ),
-    *(Record(f"Reduce{r}", partial(_exact_sum, op=f"Reduce{r}"), label="zeros") for r in ("L1", "L2", "Sum", "SumSquare")),
+    *(
+        Record(f"Reduce{r}", partial(_exact_sum, op=f"Reduce{r}"), label="zeros")
+        for r in ("L1", "L2", "Sum", "SumSquare")
+    ),
     *(Record(op, partial(_arg, op=op, axis=2), label="rows") for op in ("ArgMax", "ArgMin")),
     *(Record(op, partial(_arg, op=op, axis=1), (), label="channels", barrier=op) for op in ("ArgMax", "ArgMin")),
     *(
-        Record(op, partial(_softmax, op=op, axis=-1), (), label="channels", barrier="mixes all channels", since=(11, 13))
+        Record(
+            op, partial(_softmax, op=op, axis=-1), (), label="channels", barrier="mixes all channels", since=(11, 13)
+        )
         for op in ("Softmax", "LogSoftmax", "Hardmax")
     ),
     *(Record(op, partial(_softmax_tokens, op=op), label="columns") for op in ("Softmax", "LogSoftmax", "Hardmax")),
@@ -305,7 +316,13 @@ def _pad_pixels(net: Net, x: str) -> str:
 PIECES = [
     Record("Concat", between_convs(_concat, after=18), (4, 7)),
     Record("Split", between_convs(partial(_split, sizes=(2, 5), order=(1, 0))), (2, 5), label="sizes"),
-    Record("Split", between_convs(partial(_split, sizes=None, order=(2, 0, 1)), channels=15), (5, 5, 5), label="equal", since=(2, 11, 13, 18)),
+    Record(
+        "Split",
+        between_convs(partial(_split, sizes=None, order=(2, 0, 1)), channels=15),
+        (5, 5, 5),
+        label="equal",
+        since=(2, 11, 13, 18),
+    ),
     Record("Split", between_convs(partial(_split, sizes=(3, 4), order=(0, 1))), (3, 4), label="order"),
     Record("Slice", between_convs(partial(_slice, start=2, end=6), after=4), (3, 4)),
     Record("Slice", between_convs(_slices, after=9), (2, 2, 3), label="overlap"),
@@ -314,7 +331,9 @@ PIECES = [
     Record("Gather", between_convs(lambda net, x: _gather(net, x, 6, 0, 3, 3, 1), after=5), (3, 3), label="picked"),
     Record("Gather", between_convs(lambda net, x: _gather(net, x, 6, 5, 4, 3, 2, 1, 0)), label="reversed"),
     Record("Gather", _gather_table, label="table"),
-    Record("Pad", between_convs(_shortcut, after=12), (5, 7), label="channels", since=(2, 11, 13, 18, 19, 21, 23, 24, 25)),
+    Record(
+        "Pad", between_convs(_shortcut, after=12), (5, 7), label="channels", since=(2, 11, 13, 18, 19, 21, 23, 24, 25)
+    ),
     Record("Pad", between_convs(_pad_pixels), label="pixels"),
 ]
 
@@ -326,7 +345,9 @@ def _filled(net: Net, x: str) -> str:
 
 
 def _fixed_fill(net: Net, x: str) -> str:
-    return net.op("Mul", x, net.op("Add", net.op("ConstantOfShape", net.ints(7, 1, 1), value=_one()), net.positive(7, 1, 1)))
+    return net.op(
+        "Mul", x, net.op("Add", net.op("ConstantOfShape", net.ints(7, 1, 1), value=_one()), net.positive(7, 1, 1))
+    )
 
 
 def _one() -> Any:

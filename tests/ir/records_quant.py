@@ -118,7 +118,9 @@ def _products_of_bytes(net: Net) -> Net:
 
 RECORDS = [
     Record("DequantizeLinear", partial(_stored_weights, axis=None), label="per tensor"),
-    Record("DequantizeLinear", partial(_stored_weights, axis=0), label="per channel", since=(13, 19, 21, 23, 24, 25, 28)),
+    Record(
+        "DequantizeLinear", partial(_stored_weights, axis=0), label="per channel", since=(13, 19, 21, 23, 24, 25, 28)
+    ),
     Record("DequantizeLinear", partial(_stored_weights, axis=1), label="per input", since=(13, 19, 21, 23, 24, 25, 28)),
     Record("DequantizeLinear", _stored_bias, label="bias", since=(13, 19, 21, 23, 24, 25, 28)),
     Record("DequantizeLinear", _blocked, label="blocked", since=(21, 23, 24, 25, 28)),

@@ -1,4 +1,4 @@
-"""Records of attention as one operator, of operators that count positions, and of those that are barriers on purpose."""
+"""Records of attention, of operators that count positions, of barriers, and of ONNX Runtime's own operators."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def _attention(net: Net, rank: int, queries: int = 3, pairs: int = 3, mask: bool
     q_in, kv_in = net.input(2, 2, 11), net.input(2, 4, 13)
     extra = [net.weight(1, queries, 2, 4)] if mask else []
     if rank == 4:
-        parts = _projected(net, q_in, 11, queries, 5), _projected(net, kv_in, 13, pairs, 5), _projected(net, kv_in, 13, pairs, 7)
+        parts = (
+            _projected(net, q_in, 11, queries, 5),
+            _projected(net, kv_in, 13, pairs, 5),
+            _projected(net, kv_in, 13, pairs, 7),
+        )
         y = net.op("Attention", *parts, *extra, **attrs)
         y = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3]), net.ints(0, 0, -1))
     else:
@@ -123,7 +127,9 @@ ATTENTION = [
     Record("Attention", partial(_packed, values=15), (3, 5, 11), MICROSOFT, label="packed"),
     Record("Attention", partial(_packed, values=21), (3, 7, 11), MICROSOFT, label="packed, wide values"),
     *(
-        Record("RotaryEmbedding", partial(_rotary, rank=rank, **attrs), (3, 5), label=f"{rank}-D {label}", open_batch=False)
+        Record(
+            "RotaryEmbedding", partial(_rotary, rank=rank, **attrs), (3, 5), label=f"{rank}-D {label}", open_batch=False
+        )
         for rank in (3, 4)
         for label, attrs in (("halves", {}), ("interleaved", {"interleaved": 1}))
     ),
@@ -297,7 +303,19 @@ def _quantized_single(net: Net, op: str, **attrs: Any) -> Net:
     x = net.op("QuantizeLinear", net.input(2, 3, 5, 11), scale, zero)
     x = _byte_conv(net, x, scale, zero, 3, 7)
     if op == "QLinearConcat":
-        y = net.op(op, scale, zero, x, scale, zero, _byte_conv(net, "t0", scale, zero, 3, 4), scale, zero, domain=MICROSOFT, axis=1)
+        y = net.op(
+            op,
+            scale,
+            zero,
+            x,
+            scale,
+            zero,
+            _byte_conv(net, "t0", scale, zero, 3, 4),
+            scale,
+            zero,
+            domain=MICROSOFT,
+            axis=1,
+        )
         return net.output(net.op("DequantizeLinear", _byte_conv(net, y, scale, zero, 11, 13), scale, zero))
     y = net.op(op, x, scale, zero, scale, zero, domain=MICROSOFT, **attrs)
     return net.output(net.op("DequantizeLinear", _byte_conv(net, y, scale, zero, 7, 13), scale, zero))
@@ -316,7 +334,10 @@ def _qgemm(net: Net, transposed: int) -> Net:
     for inputs, outputs in ((3, 7), (7, 13)):
         shape = (outputs, inputs) if transposed else (inputs, outputs)
         w = net.const(net.rng.integers(90, 170, shape), np.uint8)
-        w_scale, w_zero = net.const(net.rng.uniform(0.01, 0.03, outputs), np.float32), net.const([133] * outputs, np.uint8)
+        w_scale, w_zero = (
+            net.const(net.rng.uniform(0.01, 0.03, outputs), np.float32),
+            net.const([133] * outputs, np.uint8),
+        )
         bias = net.const(net.rng.integers(-200, 200, outputs), np.int32)
         x = net.op("QGemm", x, scale, zero, w, w_scale, w_zero, bias, scale, zero, domain=MICROSOFT, transB=transposed)
     return net.output(net.op("DequantizeLinear", x, scale, zero))
@@ -337,13 +358,18 @@ def _integer_to_float(net: Net) -> Net:
 
 def _dynamic_product(net: Net, x: str) -> str:
     w = net.const(net.rng.integers(90, 170, (7, 11)), np.uint8)
-    scale, zero = net.const(net.rng.uniform(0.01, 0.03, 11), np.float32), net.const(net.rng.integers(110, 140, 11), np.uint8)
+    scale, zero = (
+        net.const(net.rng.uniform(0.01, 0.03, 11), np.float32),
+        net.const(net.rng.integers(110, 140, 11), np.uint8),
+    )
     return net.op("DynamicQuantizeMatMul", x, w, scale, zero, net.weight(11), domain=MICROSOFT)
 
 
 def _steps(net: Net, x: str) -> str:
     scale, zero = net.const(0.03, np.float32), net.const(120, np.uint8)
-    return net.op("DequantizeLinear", net.op("QuantizeLinear", x, scale, zero, domain=MICROSOFT), scale, zero, domain=MICROSOFT)
+    return net.op(
+        "DequantizeLinear", net.op("QuantizeLinear", x, scale, zero, domain=MICROSOFT), scale, zero, domain=MICROSOFT
+    )
 
 
 RUNTIME = [

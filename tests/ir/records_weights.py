@@ -169,7 +169,11 @@ def _stacked(net: Net, op: str, gates: int) -> Net:
     """Two bidirectional layers: both directions' units, one behind the other, are the next layer's inputs."""
     x = net.input(4, 2, 3, closed=True)
     for inputs, hidden in ((3, 7), (14, 5)):
-        w, r, b = net.weight(2, gates * hidden, inputs), net.weight(2, gates * hidden, hidden), net.weight(2, 2 * gates * hidden)
+        w, r, b = (
+            net.weight(2, gates * hidden, inputs),
+            net.weight(2, gates * hidden, hidden),
+            net.weight(2, 2 * gates * hidden),
+        )
         y = net.ops(op, x, w, r, b, count=1, hidden_size=hidden, direction="bidirectional")[0]
         x = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3]), net.ints(4, 2, -1))
     return net.output(net.dense(x, 10, 13))
@@ -183,8 +187,17 @@ def _recurrent_records() -> list[Record]:
         found += [
             Record(op, partial(build, direction="forward"), (5, 7), label="forward", since=since, open_batch=False),
             Record(op, partial(build, direction="bidirectional"), (5, 7), label="both", since=since, open_batch=False),
-            Record(op, partial(build, direction="reverse", full=True), (5, 7), label="full", since=since, open_batch=False),
-            Record(op, partial(build, direction="forward", final=True), (5, 7), label="final", since=since, open_batch=False),
+            Record(
+                op, partial(build, direction="reverse", full=True), (5, 7), label="full", since=since, open_batch=False
+            ),
+            Record(
+                op,
+                partial(build, direction="forward", final=True),
+                (5, 7),
+                label="final",
+                since=since,
+                open_batch=False,
+            ),
             Record(
                 *(op, partial(build, direction="forward", final=True), (5, 7)),
                 label="old",
@@ -259,7 +272,9 @@ NORMALISATIONS = [
     Record("BatchNormalization", between_convs(_batch_norm), since=(1, 6), label="old"),
     Record("InstanceNormalization", between_convs(partial(_two_constants, op="InstanceNormalization"))),
     Record("InstanceNormalization", between_convs(_spelled_instance_norm), label="spelled out", since=(6, 22)),
-    Record("InstanceNormalization", between_convs(_spelled_group_norm, channels=15), (3,), label="group norm", since=(6,)),
+    Record(
+        "InstanceNormalization", between_convs(_spelled_group_norm, channels=15), (3,), label="group norm", since=(6,)
+    ),
     Record("GroupNormalization", between_convs(_group_norm, channels=15), (3,)),
     Record(
         "LayerNormalization",
@@ -285,7 +300,9 @@ NORMALISATIONS = [
         for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
     ),
     Record("LpNormalization", between_convs(lambda net, x: net.op("LpNormalization", x, axis=2)), label="over rows"),
-    Record("LpNormalization", between_convs(lambda net, x: net.op("LpNormalization", x, axis=1)), label="over channels"),
+    Record(
+        "LpNormalization", between_convs(lambda net, x: net.op("LpNormalization", x, axis=1)), label="over channels"
+    ),
     Record("LRN", between_convs(lambda net, x: net.op("LRN", x, size=3)), (), barrier="neighbouring channels"),
     Record("MeanVarianceNormalization", between_convs(lambda net, x: net.op("MeanVarianceNormalization", x))),
     Record(

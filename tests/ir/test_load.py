@@ -73,9 +73,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 def external(tmp_path: Path, location: str) -> Path:
     """A model whose weights lie in a file of their own, and whose records are then pointed to `location`."""
     path = tmp_path / "model.onnx"
-    onnx.save(
-        plain().model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
+    onnx.save(plain().model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
@@ -119,7 +117,7 @@ def test_external_data_that_is_too_short_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_input_name_or_shape_is_refused() -> None:
-    with pytest.raises(InputError, match="no input 'y'.*inputs are x0"):
+    with pytest.raises(InputError, match=r"no input 'y'.*inputs are x0"):
         load(plain().model(), shapes={"y": (1,)})
     with pytest.raises(InputError, match="does not fit"):
         load(plain().model(), shapes={"x0": (2, 4, 5, 11)})

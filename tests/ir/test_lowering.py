@@ -193,7 +193,8 @@ def test_pads(mode: str, pads: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "step"), [(1, 5, 1), (-3, 100, 1), (6, 0, -2), (100, -100, -1), (-1, -6, -3), (5, 5, 1), (4, -9, -1)]
+    ("start", "end", "step"),
+    [(1, 5, 1), (-3, 100, 1), (6, 0, -2), (100, -100, -1), (-1, -6, -3), (5, 5, 1), (4, -9, -1)],
 )
 def test_slices(start: int, end: int, step: int) -> None:
     x = _random(3, 7)
@@ -222,7 +223,9 @@ def test_recurrent_layers(op: str, direction: str, option: str) -> None:
     if option == "clip":
         attrs["clip"] = 0.3
     if option == "special":
-        attrs |= {"LSTM": {"input_forget": 1}, "GRU": {"linear_before_reset": 1}, "RNN": {"activations": ["Relu"] * d}}[op]
+        attrs |= {"LSTM": {"input_forget": 1}, "GRU": {"linear_before_reset": 1}, "RNN": {"activations": ["Relu"] * d}}[
+            op
+        ]
     assert_alike(node_model(op, [x], constants=constants, outputs=3 if op == "LSTM" else 2, **attrs), [x])
 
 

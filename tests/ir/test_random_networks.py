@@ -180,7 +180,11 @@ def attention(g: Growing) -> None:
     net = g.net
     flat = net.op("Transpose", net.op("Reshape", net.op("Tanh", x), net.ints(0, c, h * w)), perm=[0, 2, 1])
     q, k, v = (
-        net.op("Transpose", net.op("Reshape", net.dense(flat, c, heads * size), net.ints(0, 0, heads, size)), perm=[0, 2, 1, 3])
+        net.op(
+            "Transpose",
+            net.op("Reshape", net.dense(flat, c, heads * size), net.ints(0, 0, heads, size)),
+            perm=[0, 2, 1, 3],
+        )
         for size in (width, width, values)
     )
     scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
@@ -204,8 +208,8 @@ def held(g: Growing) -> None:
 
 
 STEPS = [
-    conv, conv, grouped, depthwise, activation, normalisation, residual, meet, concat, split, slices, gather, pad, shuffle,
-    squeeze_and_excitation, pixel_shuffle, pool, deconv, channels_last, attention, unit_length, held,
+    conv, conv, grouped, depthwise, activation, normalisation, residual, meet, concat, split, slices, gather, pad,
+    shuffle, squeeze_and_excitation, pixel_shuffle, pool, deconv, channels_last, attention, unit_length, held,
 ]  # fmt: skip
 
 

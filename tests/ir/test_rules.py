@@ -7,6 +7,7 @@ from functools import cache, partial
 import numpy as np
 import onnx
 import pytest
+import records_elementwise
 from _pytest.mark.structures import ParameterSet
 from net import MICROSOFT, Net
 from onnx import helper
@@ -50,7 +51,7 @@ def _opset(record: Record, since: int) -> int:
 def _cases(wanted: range) -> list[ParameterSet]:
     """A case for every record and version of its operator, as far as the opset that selects it is wanted.
 
-    Versions between the first and the last are slow tests: they differ in the types they take, or in spelling.
+    Daily tests are the newest version and, where definitions differ in more than the types they take, the oldest.
     """
     found = []
     for record in RECORDS:
@@ -60,9 +61,10 @@ def _cases(wanted: range) -> list[ParameterSet]:
             if record.domain or not _defined(record.op) or since in _defined(record.op)
             if (opset := _opset(record, since)) in wanted
         ]
-        daily = {versions[0], *versions[-1:], *[pair for pair in versions if pair[1] <= ORT_NEWEST][-1:]} if versions else set()
+        newest = [pair for pair in versions if pair[1] <= ORT_NEWEST][-1:] or versions[-1:]
+        oldest = [] if record in records_elementwise.RECORDS else versions[:1]
         for pair in versions:
-            marks = () if pair in daily else pytest.mark.slow
+            marks = () if pair in newest + oldest else pytest.mark.slow
             found.append(pytest.param(record, pair[1], id=f"{record.name}-{pair[0]}", marks=marks))
     return found
 

@@ -42,6 +42,12 @@ class Net:
         self.nodes.append(helper.make_node(op, list(inputs), [out], name=f"{out}_node", **attrs))
         return out
 
+    @staticmethod
+    def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of a model by name."""
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return dict(zip([port.name for port in session.get_outputs()], session.run(None, dict(feeds)), strict=True))
+
     def model(self, output: str, rank: int) -> onnx.ModelProto:
         """The model with input `x` (open batch) and one output."""
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from linear_cases import Array, Net, batches_of, coupled, examples, group_read_by, least_squares, tensors_of
-from onnx_netadapt.passes import rows
+from onnx_netadapt.passes import importance, rows
 from onnx_netadapt.passes.gram import collect
 from onnx_netadapt.passes.importance import UnitOrder, order, weight_order
 
@@ -158,3 +158,18 @@ def test_a_group_that_nothing_measures_falls_back_to_norms() -> None:
     found = order(coupling, collect(coupling, batches_of(examples((3,), 50))))[name]
     assert not found.measured
     assert np.array_equal(found.order, weight_order(coupling)[name].order)
+
+
+@pytest.mark.parametrize("pending", [1, 4])
+def test_multiplying_out_early_changes_nothing(pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The factors are multiplied out, and columns that are gone left out, again and again: the same answer."""
+    for model, shape in ((branches(), (11,)), (flattened(), (2, 5, 3)), (grouped(), (2, 5, 7))):
+        coupling = coupled(model)
+        statistics = collect(coupling, batches_of(examples(shape, 90)))
+        late = order(coupling, statistics)
+        with monkeypatch.context() as patch:
+            patch.setattr(importance, "PENDING", pending)
+            early = order(coupling, statistics)
+        for name in late:
+            assert early[name].order.tolist() == late[name].order.tolist()
+            assert np.allclose(early[name].error, late[name].error, atol=1e-9)

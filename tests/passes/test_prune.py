@@ -66,7 +66,11 @@ def test_everything_else_stays_as_it_was() -> None:
 
 
 def _field(place: object, model: onnx.ModelProto) -> str:
-    return next(name for name in ("node", "input", "output") if getattr(model.graph, name) is place or getattr(model.graph, name) == place)
+    return next(
+        name
+        for name in ("node", "input", "output")
+        if getattr(model.graph, name) is place or getattr(model.graph, name) == place
+    )
 
 
 def test_the_original_is_not_touched() -> None:
@@ -104,7 +108,9 @@ def test_a_shared_constant_cut_in_one_place_stays_whole_in_the_other() -> None:
     graph = graph_of(net.output(y))
     pruned = halved(graph)
     assert_exact(graph, pruned, feeds_for(graph), optimize=False)
-    shapes = sorted(tensors(pruned.model)[node.input[1]].shape for node in pruned.model.graph.node if node.op_type == "Mul")
+    shapes = sorted(
+        tensors(pruned.model)[node.input[1]].shape for node in pruned.model.graph.node if node.op_type == "Mul"
+    )
     assert shapes == [(3, 1, 1), (7, 1, 1)]
 
 

@@ -52,8 +52,8 @@ def _small() -> onnx.ModelProto:
     text = """
         <ir_version: 8, opset_import: ["": 17]>
         agraph (float[batch, 3, 5, 11] x) => (float[batch, 13] y)
-        <float[7, 3, 3, 1] w1, float[7] b1, float[7] s, float[7] t, float[7] m, float[7] v, float[385, 13] w2, float[13] b2,
-         int64[1] zero = {0}, int64[1] rest = {-1}> {
+        <float[7, 3, 3, 1] w1, float[7] b1, float[7] s, float[7] t, float[7] m, float[7] v,
+         float[385, 13] w2, float[13] b2, int64[1] zero = {0}, int64[1] rest = {-1}> {
             c = Conv<pads = [1, 0, 1, 0]>(x, w1, b1)
             n = BatchNormalization(c, s, t, m, v)
             r = Relu(n)
@@ -95,7 +95,7 @@ def test_state_dict_speaks_the_models_own_names() -> None:
     other = to_torch(load(_small()))
     other.load_state_dict({name: value + 1 for name, value in module.state_dict().items()}, strict=True)
     assert torch.equal(other.state_dict()["features.0.weight"], module.state_dict()["features.0.weight"] + 1)
-    with pytest.raises(RuntimeError, match="features.0.weight"):
+    with pytest.raises(RuntimeError, match=r"features\.0\.weight"):
         other.load_state_dict({n: v for n, v in module.state_dict().items() if n != "features.0.weight"})
 
 
@@ -116,11 +116,12 @@ def test_a_changed_weight_changes_alone() -> None:
     module = to_torch(load(model))
     with torch.no_grad():
         dict(module.weights())["fc/kernel:0"][3, 4] += 0.25
-    before = {t.name: t for t in model.graph.initializer}
-    after = {t.name: t for t in write_back(module, model).graph.initializer}
-    assert {name for name in before if before[name].SerializeToString() != after[name].SerializeToString()} == {"fc/kernel:0"}
-    change = numpy_helper.to_array(after["fc/kernel:0"]) - numpy_helper.to_array(before["fc/kernel:0"])
-    assert np.flatnonzero(change).tolist() == [3 * 13 + 4]
+    before, after = (
+        {t.name: numpy_helper.to_array(t) for t in each.graph.initializer}
+        for each in (model, write_back(module, model))
+    )
+    assert {name for name in before if before[name].tobytes() != after[name].tobytes()} == {"fc/kernel:0"}
+    assert np.flatnonzero(after["fc/kernel:0"] - before["fc/kernel:0"]).tolist() == [3 * 13 + 4]
 
 
 def test_gradients_reach_all_weights_and_no_statistics() -> None:
@@ -295,7 +296,9 @@ def test_real_models(file: Path) -> None:
     stepped = any("Quantize" in node.op_type for node in graph.nodes)
     _agrees(to_torch(graph), graph.model, feeds, 2e-2 if narrow or stepped else 1e-4)
     found = module({name: torch.from_numpy(value) for name, value in feeds.items()})
-    floats = [y for y in (found if isinstance(found, tuple) else (found,)) if y.is_floating_point() and y.requires_grad]
-    sum((y - y.detach().mean() + torch.randn_like(y)).square().sum() for y in floats).backward()
+    floats = [y for y in (found if isinstance(found, tuple) else (found,)) if y.requires_grad]
+    if not floats:
+        pytest.skip("the only output is a choice (ArgMax), which has no gradient")
+    torch.stack([(y * torch.randn_like(y)).sum() for y in floats]).sum().backward()
     silent = [name for name, weight in module.weights() if weight.grad is None]
     assert silent == []
