@@ -61,6 +61,9 @@ def adapt_command(
     lut: LutOption = None,
     journal: Annotated[Path | None, typer.Option("--journal", help="file that keeps the steps of the search")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="the search exactly as published: single-group proposals only")
+    ] = False,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="write the nearest model if the budget is out of reach")
     ] = False,
@@ -79,7 +82,7 @@ def adapt_command(
         budgets=tuple(budget), output=out, data=data, report_data=report_data, preprocess=preprocess, metric=metric,
         target=target, search=search, finetune=finetune, shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude),
         only=tuple(only), min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume,
-        best_effort=best_effort, seed=seed,
+        best_effort=best_effort, published=published, seed=seed,
     )  # fmt: skip
     check_output(out)
     check_outputs_apart(model, out)

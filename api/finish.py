@@ -17,7 +17,7 @@ from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
-from onnx_netadapt.run import Run
+from onnx_netadapt.run import Run, one_blas_thread
 
 
 def finish(
@@ -34,7 +34,7 @@ def finish(
         )
     indices = run.selection if len(run.selection) else evaluator.indices
     evaluator = Evaluator(run.graph, run.data, indices, evaluator.metric)
-    with run.progress.phase("refitting weights") as report, run.timed("recovery"):
+    with run.progress.phase("refitting weights") as report, run.timed("recovery"), one_blas_thread():
         candidates = _refitted(run, narrowing, statistics, result, pruned.model, report)
         scores = {name: evaluator.score(model) for name, model in candidates.items()}
     best = max(scores, key=lambda name: scores[name])

@@ -35,6 +35,7 @@ class Narrowing:
 
     coupling: Coupling
     order: Order
+    curves: Mapping[str, NDArray[np.float64]] | None = None
 
     @property
     def graph(self) -> Graph:

@@ -31,6 +31,7 @@ class Options:
     journal: Path | None = None
     resume: bool = False
     best_effort: bool = False
+    published: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

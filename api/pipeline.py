@@ -29,10 +29,11 @@ from onnx_netadapt.options import Options
 from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.search import Choice, Step, load_search
 from onnx_netadapt.passes.search.common import ListJournal, SearchResult, over
+from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.profiler import Granularity, Lut, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import AdaptReport
-from onnx_netadapt.run import Run, prepare
+from onnx_netadapt.run import Run, one_blas_thread, prepare
 from onnx_netadapt.summary import (
     budget_facts,
     data_facts,
@@ -46,7 +47,7 @@ from onnx_netadapt.summary import (
 AIM = 0.985
 """The search aims at this share of a latency budget, so that the noise of the last measurement stays within it."""
 
-SCORING_MACS = 2e12
+SCORING_MACS = 6e12
 """Multiply-accumulates that all scoring of a search may take (some minutes on two cores): sets the images per score."""
 
 
@@ -130,11 +131,14 @@ def _order(run: Run) -> tuple[Narrowing, Any]:
             f"there is nothing to prune in this model{why}; it costs {run.start.median_ms:.3f} ms as it is, "
             "and `inspect` shows every barrier"
         )
-    with run.progress.phase("statistics of the original") as report, run.timed("statistics"):
+    # BLAS threads and ONNX Runtime's would spin beside each other
+    with run.progress.phase("statistics of the original") as report, run.timed("statistics"), one_blas_thread():
         statistics = collect(coupling, run.batches, progress=report)
         orders = order(coupling, statistics)
     run.warnings += list(getattr(statistics, "notes", ()))
-    return Narrowing(coupling, {name: found.order for name, found in orders.items()}), statistics
+    order_of = {name: found.order for name, found in orders.items()}
+    curves = {name: found.error for name, found in orders.items()}
+    return Narrowing(coupling, order_of, curves), statistics
 
 
 def _cost(
@@ -226,8 +230,10 @@ def _search(
 
     search = load_search(options.search)
     told = _Told(journal, run, next(iter(limits)), start)
-    keywords = {"step": options.step, "decay": options.decay}
-    with run.progress.phase("searching") as report, run.timed("search"):
+    curves = narrowing.curves
+    pool = pool_of(choices, curves, cost) if curves is not None and not options.published else None
+    keywords = {"step": options.step, "decay": options.decay, "widen": not options.published, "pool": pool}
+    with run.progress.phase("searching") as report, run.timed("search"), one_blas_thread():
         told.report = report
         rng = np.random.default_rng(options.seed)
         try:
@@ -300,9 +306,8 @@ def _confirm(
         last = result.steps[-1] if result.steps else None
         past = [] if last is None else [*result.steps[:-1], _with_measured(last, measured)]
         rng = np.random.default_rng(run.options.seed)
-        result = search(
-            run.graph, choices, cost, _cached(score), aims, rng=rng, journal=ListJournal(past), widen=False, **keywords
-        )
+        again = {**keywords, "widen": False}
+        result = search(run.graph, choices, cost, _cached(score), aims, rng=rng, journal=ListJournal(past), **again)
     if run.options.best_effort:
         return result, False
     raise BudgetError(

@@ -55,6 +55,15 @@ class Run:
             yield feeds
 
 
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keeps numpy's matrix products to one thread: beside ONNX Runtime's spinning threads more of them are slower."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+
+
 def prepare(source: Source, options: Options, progress: Progress) -> Run:
     """Everything that can be wrong with the input is found here, before any long work."""
     budgets = parse_budgets(options.budgets)

@@ -102,7 +102,8 @@ def row(case: Case, budget: str, found: dict) -> str:
         "-"
         if not after["score"]
         else (
-            f"{after['score']['name']} {before['score']['value']:.4f} -> {after['score']['value']:.4f} (n={after['score']['n']})"
+            f"{after['score']['name']} {before['score']['value']:.4f} -> {after['score']['value']:.4f} "
+            f"(n={after['score']['n']})"
         )
     )
     tuned = report["finetune"].get("said", "")

@@ -117,7 +117,9 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
         except Exception as error:
-            raise InputError(f"external data of tensor '{tensor.name}' in '{location}' cannot be read: {error}") from error
+            raise InputError(
+                f"external data of tensor '{tensor.name}' in '{location}' cannot be read: {error}"
+            ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
 
@@ -175,7 +177,9 @@ def _check_shapes_option(inputs: tuple[Port, ...], shapes: Mapping[str, Shape]) 
         if name not in ports:
             raise InputError(f"the model has no input '{name}'; its inputs are {', '.join(ports) or 'none'}")
         dims = ports[name].dims
-        if dims and (len(dims) != len(shape) or any(d is not None and d != s for d, s in zip(dims, shape, strict=True))):
+        if dims and (
+            len(dims) != len(shape) or any(d is not None and d != s for d, s in zip(dims, shape, strict=True))
+        ):
             raise InputError(f"input '{name}' has shape {_text(dims)}, which {list(shape)} does not fit")
 
 

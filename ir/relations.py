@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,11 +111,11 @@ class Relations:
 
     def _regroup_segment(self, left: list[Axis], right: list[Axis], name: str, node: int) -> None:
         cuts = sorted(set(_strides(left, self.length)) | set(_strides(right, self.length)))
-        if any(b % a for a, b in zip(cuts, cuts[1:], strict=False)):
+        if any(b % a for a, b in pairwise(cuts)):
             for axis in (*left, *right):
                 self.freezes.append(Freeze(axis, "a reshape mixes channels with other axes", node))
             return
-        sizes = {a: b // a for a, b in zip(cuts, cuts[1:], strict=False)}
+        sizes = {a: b // a for a, b in pairwise(cuts)}
         factors: dict[int, Axis] = {}
         for axes in (left, right):
             stride = cuts[-1]

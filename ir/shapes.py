@@ -1,7 +1,7 @@
 """Shapes of all tensors, and values of those that follow from shapes alone.
 
 1. Open input dimensions are fixed, and ONNX's own inference runs on a copy without the large weights.
-2. Shape arithmetic (Shape, Gather, Concat, ... of small integers) is evaluated by ONNX Runtime in one go, handed back to
+2. Shape arithmetic (Shape, Gather, Concat, ... of small integers) is evaluated by ONNX Runtime in one go, given back to
    the inference as constants, and both repeat until nothing new is learnt.
 3. What is still unknown is learnt by running the model once.
 """

@@ -318,7 +318,7 @@ def _cyclic(root: int, bound: Bound) -> bool:
 
 
 def _expand(atoms: Ids, roots: Ids, frozen: NDArray[np.bool_], bound: Bound) -> Ids | None:
-    """The channels that each position of an axis consists of: (layers, positions), -1 for none; None: all are frozen."""
+    """The channels that each position of an axis consists of: (layers, positions), -1 for none; None: all frozen."""
     columns = [_leaves(root, bound) for root in np.where(frozen[roots[atoms]], -1, roots[atoms]).tolist()]
     depth = max(map(len, columns))
     rows = np.array([[*column, *[-1] * (depth - len(column))] for column in columns], dtype=np.int64).T

@@ -32,23 +32,22 @@ class Cuts:
     graph: Graph
     frozen: frozenset[Axis]
     uses: frozenset[str]
+    _found: dict[Axis, frozenset[Axis] | None] = field(default_factory=dict)
     _alternatives: dict[Axis, tuple[Alternative, ...]] = field(default_factory=dict)
     _ties: dict[int, dict[Axis, frozenset[Axis]]] = field(default_factory=dict)
 
     def of(self, axis: Axis) -> frozenset[Axis] | None:
         """The axes of constants to zero so that a removed channel of `axis` is zero; None when that cannot be done."""
-        order = self._reachable(axis)
-        found: dict[Axis, frozenset[Axis] | None] = {}
-        for place in sorted(order, key=self._position):
-            found[place] = self._cut(place, found)
-        return found[axis]
+        for place in sorted(self._reachable(axis), key=self._position):
+            self._found[place] = self._cut(place)
+        return self._found[axis]
 
     def _reachable(self, axis: Axis) -> set[Axis]:
         seen: set[Axis] = set()
         todo = [axis]
         while todo:
             place = todo.pop()
-            if place not in seen:
+            if place not in seen and place not in self._found:
                 seen.add(place)
                 todo += [other for alternative in self._sources(place) for other in alternative]
         return seen
@@ -57,13 +56,13 @@ class Cuts:
         node = self.graph.producer.get(axis[0])
         return -1 if node is None or axis[0] in self.uses else node.index
 
-    def _cut(self, axis: Axis, found: dict[Axis, frozenset[Axis] | None]) -> frozenset[Axis] | None:
+    def _cut(self, axis: Axis) -> frozenset[Axis] | None:
         if axis in self.frozen:
             return frozenset()
         if axis[0] in self.uses:
             return frozenset({axis})
         for alternative in self._sources(axis):
-            parts = [found[other] for other in alternative]
+            parts = [self._found[other] for other in alternative]
             if all(part is not None for part in parts):
                 return frozenset().union(*(part for part in parts if part is not None))
         return None

@@ -26,7 +26,7 @@ TOLERANCE = {onnx.TensorProto.FLOAT16: 2e-2, onnx.TensorProto.BFLOAT16: 2e-1}
 DEFAULT_TOLERANCE = 1e-4
 
 ROUNDING = 1e-6
-"""An absolute difference that is not counted: sigmoids and softmaxes near 0 have it by the rounding of numbers near 1."""
+"""An absolute difference that is not counted: sigmoids and softmaxes near 0 have it from rounding at 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ Feeds = Mapping[str, NDArray[Any]]
 Batches = Callable[[], Iterator[Feeds]]
 Progress = Callable[[int, int, str], None]
 
-MEMORY_BYTES = 400_000_000
+MEMORY_BYTES = 200_000_000
 MAX_PIECE = 64
 POSITIONS_PER_COLUMN = 1 / 10
 MIN_POSITIONS = 20

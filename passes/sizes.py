@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.graph import Graph, Node, Shape
-from ..ir.ops import known_nodes, rule_for
-from ..ir.ops import View
+from ..ir.ops import View, known_nodes, rule_for
 from ..ir.relations import Axis
 from .coupling import Coupling
 

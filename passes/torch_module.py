@@ -121,7 +121,11 @@ class LoweredModule(Module):
         if shapes == self._own_shapes:
             return self._program
         if shapes not in self._programs:
-            self._programs[shapes] = _program_at(self.graph, shapes)
+            import torch
+
+            # torch.compile leaves this to Python; a shape that was run once before is no break in its graph
+            disable: Any = torch.compiler.disable
+            self._programs[shapes] = disable(_program_at)(self.graph, shapes)
         return self._programs[shapes]
 
     def _moved(self, program: Program) -> Mapping[str, Any]:

@@ -27,7 +27,6 @@ import onnx
 from .trace import NodeTime, Trace, node_id, tensors_read
 
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
-_BACK_TO_PLAIN = "ReorderOutput"
 _LAST_SUFFIX = re.compile(r"(_nchwc|_nhwc|_token_\d+|_new_reshape|_Cast|_quant|/[^/]*/|_[^_/]*)$")
 
 
@@ -211,7 +210,8 @@ def _kinds(final: onnx.GraphProto, times: Mapping[str, NodeTime]) -> dict[str, s
         reads = [t for t in node.input if t and t not in constants]
         layouts = "".join("b" if t in blocked else "p" for t in reads)
         nchwc = node.domain == _BLOCKED_DOMAIN
-        if (nchwc or "b" in layouts) and node.op_type != _BACK_TO_PLAIN:
+        back_to_plain = _is_reorder(node) and node.op_type.endswith("Output")
+        if (nchwc or "b" in layouts) and not back_to_plain:
             blocked.update(node.output)
         types = ",".join(times[node.name].types) if node.name in times else ""
         kinds[node.name] = f"{'nchwc.' if nchwc else ''}{node.op_type}({layouts})<{types}>"

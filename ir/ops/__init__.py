@@ -31,7 +31,7 @@ _TORCH_FAMILIES = (
 )  # fmt: skip
 
 _WITHOUT_RULE = frozenset({("Constant", 11), ("Constant", 12), ("Crop", 0), ("ImageScaler", 0)})
-"""Operators that torch can run but that are no matter of coupling, with the version of their definition (0: dropped)."""
+"""Operators that torch runs but that are no matter of coupling, with the version of their definition (0: dropped)."""
 
 MICROSOFT = "com.microsoft"
 

@@ -127,11 +127,18 @@ def lower_bit_cast(view: View, torch: Any) -> Lowered:
     return run
 
 
+def _clamp(x: Any, low: Any, high: Any, torch: Any) -> Any:
+    """x between two numbers, by the kernel whose gradient is cheaper where both are given."""
+    if low is not None and high is not None and low <= high and x.is_floating_point():
+        return torch.nn.functional.hardtanh(x, low, high)
+    return torch.clamp(x, low, high)
+
+
 def lower_clip(view: View, torch: Any) -> Lowered:
     """Clip, with the bounds in attributes (before opset 11) or in inputs; either may be missing."""
     if view.version < 11:
         low, high = view.attr("min"), view.attr("max")
-        return lambda x: x if low is None and high is None else torch.clamp(x, low, high)
+        return lambda x: x if low is None and high is None else _clamp(x, low, high, torch)
     read_low, read_high = scalar(view, 1), scalar(view, 2)
 
     def run(*args: Any) -> Any:
@@ -139,7 +146,7 @@ def lower_clip(view: View, torch: Any) -> Lowered:
         if low is None and high is None:
             return x
         if not any(isinstance(bound, torch.Tensor) for bound in (low, high)):
-            return torch.clamp(x, low, high)
+            return _clamp(x, low, high, torch)
         for bound, meet in ((low, torch.maximum), (high, torch.minimum)):
             if bound is not None:
                 x = meet(x, torch.as_tensor(bound, dtype=x.dtype, device=x.device))

@@ -6,6 +6,8 @@
 3. The proposal of the highest score wins; it is measured, and the measured cost is what the next iteration starts from.
 4. The last limit is clamped to the budget. Every accepted network is a usable trade-off and stands in the journal.
 
+DEVIATION: with a `pool` whole networks made from error curves (`curves`) stand beside the single-group proposals,
+judged by the same score; `give_back` spends what the last step left of the budget. Both can be switched off.
 DEVIATION: recovery in closed form stands in for short-term fine-tuning (the score does it), because it costs a
 thousandth of the time. DEVIATION: a schedule whose whole reach falls short of the budget is scaled up before the start
 (`reach`); the paper's code runs out of iterations instead (ALGORITHMS A2).
@@ -34,9 +36,13 @@ from .common import (
     over,
     require_reachable,
 )
+from .curves import Pool
 
 DECAY = 0.96
-ITERATIONS = 15
+POOL = "error curves"
+"""The name under which the journal has proposals from the pool."""
+
+ITERATIONS = 16
 """Iterations that the default schedule is laid out for."""
 
 
@@ -52,12 +58,14 @@ def search(
     step: float | None = None,
     decay: float = DECAY,
     widen: bool = True,
+    pool: Pool | None = None,
     **options: Any,
 ) -> SearchResult:
     """The network within the budget that NetAdapt finds.
 
     `step` is the first reduction as a share of the starting cost (None: laid out for ITERATIONS steps), `decay` its
-    factor from one iteration to the next; `widen` gives unused budget back at the end. Deterministic: `rng` is unused.
+    factor from one iteration to the next; `widen` gives unused budget back at the end; `pool` adds whole networks to
+    each iteration's proposals. With neither it is the published algorithm. Deterministic: `rng` is unused.
     Raises BudgetError when the budget cannot be reached.
     """
     start = cost.measure(full_widths(groups))
@@ -70,7 +78,7 @@ def search(
     while over(measured, budget):
         number = len(steps)
         limits = _limits(start, measured, budget, first * decay**number)
-        taken = _iterate(groups, cost, score, widths, measured, limits, number)
+        taken = _iterate(groups, cost, score, widths, measured, limits, number, pool)
         widths, measured = dict(taken.widths), taken.measured
         steps.append(taken)
         journal.add(taken)
@@ -119,11 +127,14 @@ def _iterate(
     measured: Costs,
     limits: Mapping[str, float],
     number: int,
+    pool: Pool | None,
 ) -> Step:
     """One iteration; the limits are relaxed towards the present cost when no single group can meet them."""
     eased = dict(limits)
     for _ in range(12):
         found = _proposals(groups, cost, widths, measured, eased)
+        if pool is not None:
+            found += _from_pool(pool, cost, widths, measured, eased)
         if found:
             break
         eased = {name: (limit + max(limit, measured[name])) / 2 for name, limit in eased.items()}
@@ -132,17 +143,26 @@ def _iterate(
     scored = [(score(candidate), name, candidate) for name, candidate in found]
     best, _, winner = max(scored, key=lambda item: item[0])
     proposals = tuple(
-        {"group": name, "width": candidate[name], "estimate": dict(cost(candidate)), "score": value}
+        {"group": name, "width": candidate.get(name), "estimate": dict(cost(candidate)), "score": value}
         for value, name, candidate in scored
     )
     estimate = dict(cost(winner))
     return Step(number, eased, proposals, winner, estimate, dict(cost.measure(winner)), best)
 
 
+def _from_pool(
+    pool: Pool, cost: Cost, widths: Widths, measured: Costs, limits: Mapping[str, float]
+) -> list[tuple[str, Widths]]:
+    """Networks from the pool whose estimate, corrected by that of the present network, is within the limits."""
+    present = cost(widths)
+    scaled = {name: limit * present[name] / measured[name] for name, limit in limits.items()}
+    return [(POOL, candidate) for candidate in pool(scaled) if candidate != widths]
+
+
 def _proposals(
     groups: Sequence[Choice], cost: Cost, widths: Widths, measured: Costs, limits: Mapping[str, float]
 ) -> list[tuple[str, Widths]]:
-    """Rule 2: for each group that can, the largest width that meets the limits (bisection is not safe: cost has steps)."""
+    """Rule 2: for each group that can, the largest width that meets the limits (cost has steps: no bisection)."""
     # estimates are compared with the estimate of the present network, so that its error cancels
     scale = {name: measured[name] / present for name, present in cost(widths).items() if present and name in limits}
     found = []

@@ -250,7 +250,7 @@ def test_random_networks_are_pruned_exactly(data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, **RULES)
+@settings(max_examples=600, **RULES)
 @given(st.data())
 def test_many_random_networks_are_pruned_exactly(data: st.DataObject) -> None:
     check_one(data, data.draw(st.integers(2, 16), label="steps"))

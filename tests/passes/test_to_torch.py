@@ -236,6 +236,15 @@ def test_modules_can_be_copied_and_pickled() -> None:
         assert dict(other.weights()).keys() == dict(module.weights()).keys()
 
 
+def test_torch_export_and_compile_take_the_module() -> None:
+    module = to_torch(load(_small()))
+    x = torch.randn(3, 3, 5, 11)
+    wanted = module(x)
+    assert torch.allclose(torch.export.export(module, (x,)).module()(x), wanted, atol=1e-5)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), wanted, atol=1e-5)
+
+
 def test_wrong_inputs_are_named() -> None:
     module = to_torch(load(_small()))
     with pytest.raises(InputError, match="1 inputs"):

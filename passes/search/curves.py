@@ -1,0 +1,98 @@
+"""Whole networks proposed from error curves: all groups narrowed together, each where a millisecond costs least error.
+
+1. The error of a group at a width is the share of its consumers' outputs that the best refit cannot give back
+   (`UnitOrder.error`); errors of groups are taken to add up.
+2. What a width saves is the cost of the whole network less its cost with that group alone at that width.
+3. Greedy on the lower convex hull of each group's (saving, error) points: the step of the least error per saving is
+   taken until the whole network's estimate is within the limits (a Lagrangian knapsack).
+
+Costs interact, so that the sum is only a guide: the networks are proposals, judged by the same score as all others.
+Source: RECOVERY B and C (measured); the idea of a latency knapsack is HALP's (Shen et al., NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .common import Choice, Cost, Widths, full_widths, over
+
+POWERS = (0.5, 1.0, 2.0)
+"""Errors are raised to these powers, one proposal for each: how much a large error in one place counts against many."""
+
+Floats = NDArray[np.float64]
+Pool = Callable[[Mapping[str, float]], list[Widths]]
+
+
+def pool_of(groups: Sequence[Choice], curves: Mapping[str, Floats], cost: Cost) -> Pool:
+    """A function that gives, for limits by resource, the networks that the error curves propose within them."""
+    ladders: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
+
+    def propose(limits: Mapping[str, float]) -> list[Widths]:
+        names = tuple(sorted(limits))
+        if names not in ladders:
+            ladders[names] = [_ladder(groups, curves, cost, names, power) for power in POWERS]
+        found = [_descend(groups, ladder, cost, limits) for ladder in ladders[names]]
+        distinct = {tuple(widths.items()): widths for widths in found if widths is not None}
+        return list(distinct.values())
+
+    return propose
+
+
+def _ladder(
+    groups: Sequence[Choice], curves: Mapping[str, Floats], cost: Cost, names: Sequence[str], power: float
+) -> list[tuple[str, int]]:
+    """All (group, width) steps, those of least error per saving first (rule 3)."""
+    full = full_widths(groups)
+    start = cost(full)
+    steps: list[tuple[float, str, int]] = []
+    for group in groups:
+        widths = sorted(group.widths, reverse=True)
+        saved = [
+            float(np.mean([(start[n] - cost(full | {group.id: width})[n]) / start[n] for n in names]))
+            for width in widths
+        ]
+        error = [float(curves[group.id][width]) ** power for width in widths]
+        steps += [(slope, group.id, widths[place]) for slope, place in _hull(saved, error)]
+    return [(name, width) for _, name, width in sorted(steps)]
+
+
+def _hull(saved: Sequence[float], error: Sequence[float]) -> list[tuple[float, int]]:
+    """The places on the lower convex hull of (saving, error), with the slope that leads to each."""
+    found: list[tuple[float, int]] = []
+    here = 0
+    while here < len(saved) - 1:
+        slopes = [
+            ((error[there] - error[here]) / gain if (gain := saved[there] - saved[here]) > 1e-12 else np.inf, there)
+            for there in range(here + 1, len(saved))
+        ]
+        slope, here = min(slopes, key=lambda item: (item[0], -item[1]))
+        if not np.isfinite(slope):
+            break
+        found.append((max(slope, 0.0), here))
+    return found
+
+
+def _descend(
+    groups: Sequence[Choice], ladder: Sequence[tuple[str, int]], cost: Cost, limits: Mapping[str, float]
+) -> Widths | None:
+    """The first network down the ladder that is within the limits; None when the ladder ends before."""
+    low, high = 0, len(ladder)
+    if over(cost(_at(groups, ladder, high)), limits):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if over(cost(_at(groups, ladder, middle)), limits):
+            low = middle + 1
+        else:
+            high = middle
+    return _at(groups, ladder, low)
+
+
+def _at(groups: Sequence[Choice], ladder: Sequence[tuple[str, int]], steps: int) -> Widths:
+    widths = full_widths(groups)
+    for name, width in ladder[:steps]:
+        widths[name] = min(widths[name], width)
+    return widths
