@@ -12,6 +12,8 @@ from typing import Any
 
 _HOMES = {
     "adapt": "facade",
+    "from_torch": "facade",
+    "to_torch": "facade",
     "inspect": "facade",
     "measure": "facade",
     "profile": "facade",
@@ -20,7 +22,7 @@ _HOMES = {
     "NetAdaptError": "ir.errors",
 }
 
-__all__ = ["NetAdaptError", "adapt", "inspect", "measure", "profile", "prune", "verify"]
+__all__ = ["NetAdaptError", "adapt", "from_torch", "inspect", "measure", "profile", "prune", "to_torch", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from onnx_netadapt.passes.finetune import FinetuneResult, FinetuneSettings, fine
 from onnx_netadapt.progress import Report
 from onnx_netadapt.run import Run
 
-DEFAULT = "steps=200,seconds=120"
+DEFAULT = "steps=150,seconds=75"
 
 POOL_BYTES = 600_000_000
 """Examples kept in memory for training."""
@@ -52,7 +52,7 @@ def distill(
 
 def _bold(settings: FinetuneSettings) -> FinetuneSettings:
     """A short run at a high learning rate, right for plain networks and given up after 50 steps where it is not."""
-    return replace(settings, lr=1e-3, steps=100, check_every=25, patience=2, seconds=60.0)
+    return replace(settings, lr=1e-3, steps=75, check_every=25, patience=2, seconds=40.0)
 
 
 def _pool(run: Run) -> tuple[list[Feeds], list[Array] | None]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 from onnx_netadapt.commands import (
     Measurement,
     ProfileReport,
@@ -15,7 +16,7 @@ from onnx_netadapt.commands import (
 )
 from onnx_netadapt.inspection import inspect
 from onnx_netadapt.ir.graph import Shape
-from onnx_netadapt.ir.load import Source
+from onnx_netadapt.ir.load import Source, load, read_model
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.prune import Pruned
 from onnx_netadapt.paths import check_output
@@ -23,7 +24,7 @@ from onnx_netadapt.pipeline import Adapted
 from onnx_netadapt.pipeline import adapt as run_adapt
 from onnx_netadapt.progress import Progress
 
-__all__ = ["adapt", "inspect", "measure", "profile", "prune", "verify"]
+__all__ = ["adapt", "from_torch", "inspect", "measure", "profile", "prune", "to_torch", "verify"]
 
 
 def adapt(
@@ -78,6 +79,20 @@ def profile(
 ) -> ProfileReport:
     """Fills a target's latency table, and says how good it is on unseen networks."""
     return profile_model(model, Path(lut), target, shapes, check, 0.1, seed, Progress(quiet=True))
+
+
+def to_torch(model: Source, *, shapes: Mapping[str, Shape] | None = None) -> Any:
+    """The model as an `nn.Module` whose `state_dict` has the ONNX names; UnsupportedOp when torch cannot run it."""
+    from onnx_netadapt.passes.to_torch import to_torch as lowered
+
+    return lowered(load(model, shapes=shapes))
+
+
+def from_torch(module: Any, model: Source) -> onnx.ModelProto:
+    """The model with the weights of the module that `to_torch` made of it; untouched weights stay the same bytes."""
+    from onnx_netadapt.passes.to_torch import write_back
+
+    return write_back(module, read_model(model))
 
 
 def verify(

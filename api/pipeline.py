@@ -47,7 +47,7 @@ from onnx_netadapt.summary import (
 AIM = 0.985
 """The search aims at this share of a latency budget, so that the noise of the last measurement stays within it."""
 
-SCORING_MACS = 6e12
+SCORING_MACS = 4e12
 """Multiply-accumulates that all scoring of a search may take (some minutes on two cores): sets the images per score."""
 
 
