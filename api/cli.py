@@ -171,7 +171,7 @@ def verify_command(
     found = verify_files(original, pruned, plan, data, preprocess, _shapes(shape))
     _print(found, json)
     if not found.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 def _shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

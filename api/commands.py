@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.ir.errors import InputError, PruneError, TargetError
 from onnx_netadapt.ir.graph import Graph, Shape
 from onnx_netadapt.ir.load import Source, has_external_data, load, read_model
 from onnx_netadapt.ir.write import save
@@ -24,6 +24,9 @@ from onnx_netadapt.summary import latency_facts
 
 Shapes = Mapping[str, Shape]
 
+CHECKED_BYTES = 300_000_000
+"""Models up to this size are checked by `prune` itself: the check holds two copies of the original."""
+
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
@@ -33,12 +36,14 @@ class PruneReport:
     params: tuple[int, int]
     macs: tuple[int, int]
     widths: Mapping[str, int]
+    check: str
 
     def __str__(self) -> str:
         (p0, p1), (m0, m1) = self.params, self.macs
         return (
             f"{self.output}: parameters {p0:,} -> {p1:,} ({p1 / max(p0, 1):.2f}x), MACs {m0:,} -> {m1:,} "
-            f"({m1 / max(m0, 1):.2f}x); latency was not measured: see `onnx-netadapt measure`"
+            f"({m1 / max(m0, 1):.2f}x); latency was not measured: see `onnx-netadapt measure`\n"
+            f"  zeroing equals removing: {self.check}"
         )
 
 
@@ -88,12 +93,28 @@ def prune_file(
     check_outputs_apart(model, output)
     asked = _read_json(widths, "--widths") if widths is not None else None
     pruned, narrowing, chosen = prune_model(model, keep=keep, widths=asked, exclude=exclude, only=only, shapes=shapes)
+    checked = _proved(narrowing.graph, pruned)
     write_json(plan_path(output), pruned.plan)
     save(pruned.model, output, external=has_external_data(model))
     sizes, full = narrowing.sizes, narrowing.full
-    return PruneReport(
-        str(output), (sizes.params(full), sizes.params(chosen)), (sizes.macs(full), sizes.macs(chosen)), chosen
-    )
+    params, macs = ((count(full), count(chosen)) for count in (sizes.params, sizes.macs))
+    return PruneReport(str(output), params, macs, chosen, checked)
+
+
+def _proved(graph: Graph, pruned: Pruned) -> str:
+    """What the zeroing check of a pruned model said; PruneError when it failed."""
+    if graph.model.ByteSize() > CHECKED_BYTES:
+        return f"not checked, the model is above {CHECKED_BYTES / 1e6:.0f} MB; `onnx-netadapt verify` does it"
+    try:
+        found = check(graph.model, pruned.model, pruned.plan, random_feeds(graph, 1))
+    except TargetError as error:
+        return f"not checked: {error}"
+    if not found.passed:
+        raise PruneError(
+            f"the pruned model differs from the zeroed original by {found.worst:.2g} of the output's range "
+            f"(allowed {found.tolerance:.2g}); nothing was written: this is a defect, please report the model"
+        )
+    return f"passed, worst difference {found.worst:.2g} of the output's range"
 
 
 def plan_path(model: Path) -> Path:

@@ -90,11 +90,26 @@ def prepare(source: Source, options: Options, progress: Progress) -> Run:
     with progress.phase("measuring the original"):
         start = measure(graph.model, target, feeds, min_seconds=1.0)
     progress.say(f"  {start}")
-    warnings = [*graph.notes, *data.warnings, *splits.warnings]
+    warnings = [*graph.notes, *data.warnings, *splits.warnings, *_cannot_train(options, graph, data)]
+    for warning in warnings:
+        progress.say(f"  warning: {warning}")
     return Run(
         options, progress, graph, target, budgets, feeds, data, start,
         splits.calibration, splits.selection, report, report_data, warnings,
     )  # fmt: skip
+
+
+def _cannot_train(options: Options, graph: Graph, data: Data) -> list[str]:
+    """Why the model cannot be fine-tuned, said before any work starts; the rest goes on without gradients."""
+    if options.finetune == "none" or (data.synthetic and options.finetune is None):
+        return []
+    from onnx_netadapt.passes.to_torch import unsupported
+
+    reasons = unsupported(graph)
+    if not reasons:
+        return []
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return [f"torch cannot run the model, so it is not fine-tuned: {reasons[0]}{more}"]
 
 
 def _check_weights(graph: Graph) -> None:
