@@ -12,7 +12,7 @@ from onnx_netadapt.passes.finetune import FinetuneResult, FinetuneSettings, fine
 from onnx_netadapt.progress import Report
 from onnx_netadapt.run import Run
 
-DEFAULT = "steps=150,seconds=75"
+DEFAULT = "steps=120,seconds=50"
 
 POOL_BYTES = 600_000_000
 """Examples kept in memory for training."""
@@ -37,22 +37,22 @@ def distill(
         return model, {"said": "none", "reason": "made-up inputs teach a network little; give --data"}
     batches, labels = _pool(run)
     settings = _fitted(settings, run, batches)
-    stages = [settings]
-    if run.options.finetune is None:
-        stages = [_bold(settings), settings]
+    stages = [settings] if run.options.finetune is not None else [_probe(settings), settings]
     results: list[FinetuneResult] = []
     for stage in stages:
+        if results and results[-1].step:
+            stage = replace(stage, lr=stages[0].lr)
         found = finetune(model, run.graph.model, batches, stage, evaluator.score, report, labels=labels)
         results.append(found)
         model = found.model
         if not any(check.step for check in found.history):
             break
-    return model, _facts(results, stages, evaluator)
+    return model, _facts(results, evaluator)
 
 
-def _bold(settings: FinetuneSettings) -> FinetuneSettings:
-    """A short run at a high learning rate, right for plain networks and given up after 50 steps where it is not."""
-    return replace(settings, lr=1e-3, steps=75, check_every=25, patience=2, seconds=40.0)
+def _probe(settings: FinetuneSettings) -> FinetuneSettings:
+    """A few steps at a high learning rate: where they help, as on plain networks, the rest is trained at it too."""
+    return replace(settings, lr=1e-3, steps=20, check_every=20, seconds=20.0)
 
 
 def _pool(run: Run) -> tuple[list[Feeds], list[Array] | None]:
@@ -83,7 +83,7 @@ def _fitted(settings: FinetuneSettings, run: Run, batches: list[Feeds]) -> Finet
     return replace(settings, seed=run.options.seed)
 
 
-def _facts(results: list[FinetuneResult], stages: list[FinetuneSettings], evaluator: Evaluator) -> dict[str, Any]:
+def _facts(results: list[FinetuneResult], evaluator: Evaluator) -> dict[str, Any]:
     start, best = results[0].history[0].score, results[-1].score
     steps = sum(result.history[-1].step for result in results)
     improved = best > start
@@ -92,7 +92,6 @@ def _facts(results: list[FinetuneResult], stages: list[FinetuneSettings], evalua
         "said": said,
         "reason": "; ".join(result.reason for result in results),
         "improved": improved,
-        "learning_rates": [stage.lr for stage in stages[: len(results)]],
         "history": [
             {"step": check.step, "loss": check.loss, "score": check.score, "seconds": check.seconds}
             for result in results
