@@ -2,6 +2,8 @@
 
     python benchmarks/real.py [--only NAME] [--budgets 0.7x,0.5x] [--out docs/results.md]
 
+Rows of the file that are not run again are kept.
+
 Needs the folders `models` and `data` of the shared files beside the checkout; says so and stops when they are absent.
 Every line is one run of the command line in a process of its own: wall time and peak memory are that process's.
 """
@@ -25,6 +27,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 IMAGES = SHARED / "data" / "imagenet_sample"
 
 
+DETECTOR = ("--finetune", "none")
+"""Minutes of training at these sizes on two cores; the images are no detection data either."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One model with the options that feed it."""
@@ -33,6 +39,7 @@ class Case:
     data: str
     preprocess: str
     report_data: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def cases(folder: Path) -> list[Case]:
@@ -45,8 +52,8 @@ def cases(folder: Path) -> list[Case]:
         Case(
             "cls_squeezenet11_imagenet_fp16_caffe2", str(IMAGES), "size=224,order=BGR,scale=1,mean=103.94,116.78,123.68"
         ),
-        Case("det_yolox_nano", str(IMAGES), "size=416,order=BGR,scale=1"),
-        Case("facedet_scrfd500m", str(IMAGES), "size=640,scale=1,mean=127.5,std=128"),
+        Case("det_yolox_nano", str(IMAGES), "size=416,order=BGR,scale=1", options=DETECTOR),
+        Case("facedet_scrfd500m", str(IMAGES), "size=640,scale=1,mean=127.5,std=128", options=DETECTOR),
     ]
 
 
@@ -65,7 +72,7 @@ def run(case: Case, budget: str, folder: Path, extra: list[str]) -> dict[str, ob
     out = folder / f"{case.model}_{budget}.onnx"
     command = [
         sys.executable, "-m", "onnx_netadapt.cli", str(SHARED / "models" / f"{case.model}.onnx"), "--budget", budget,
-        "--data", case.data, "--preprocess", case.preprocess, "-o", str(out), "--json", *extra,
+        "--data", case.data, "--preprocess", case.preprocess, "-o", str(out), "--json", *case.options, *extra,
     ]  # fmt: skip
     if case.report_data:
         command += ["--report-data", case.report_data]
@@ -117,7 +124,7 @@ def row(case: Case, budget: str, found: dict) -> str:
 
 HEADER = """# Results on real models
 
-Made by `python benchmarks/real.py{arguments}` on {machine}, ONNX Runtime {ort}, one thread, batch 1, seed 0.
+Made by `python benchmarks/real.py` on {machine}, ONNX Runtime {ort}, one thread, batch 1, seed 0.
 Latency: median of interleaved runs on the thread's CPU clock. "of budget": the measured end latency over the budget.
 Scores are on examples that chose nothing: part of the data kept aside, for CIFAR-10 the published test images.
 `top1` is judged by labels; `cosine` compares all outputs with the original's.
@@ -138,18 +145,24 @@ def main() -> None:
         sys.exit("the shared models and data are not beside this checkout: nothing to run")
     import onnxruntime
 
-    lines = []
+    rows = kept_rows(arguments.out)
     with tempfile.TemporaryDirectory() as name:
         for case in cases(Path(name)):
             if arguments.only not in case.model:
                 continue
             for budget in arguments.budgets.split(","):
                 found = run(case, budget, Path(name), arguments.extra)
-                lines.append(row(case, budget, found))
-                print(lines[-1], flush=True)
-                given = " " + " ".join(sys.argv[1:]) if len(sys.argv) > 1 else ""
-                head = HEADER.format(arguments=given, machine=machine(), ort=onnxruntime.__version__)
-                arguments.out.write_text(head + "\n".join(lines) + "\n")
+                rows[case.model, budget] = row(case, budget, found)
+                print(rows[case.model, budget], flush=True)
+                head = HEADER.format(machine=machine(), ort=onnxruntime.__version__)
+                arguments.out.write_text(head + "\n".join(rows.values()) + "\n")
+
+
+def kept_rows(path: Path) -> dict[tuple[str, str], str]:
+    """The rows of an earlier run, by model and budget."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return {(c[1], c[2]): line for c, line in zip(cells, lines, strict=True) if len(c) > 3 and c[2].endswith("x")}
 
 
 def machine() -> str:
