@@ -1,5 +1,6 @@
 """The end of a run: the best weights for the widths that won, and their score on data that chose nothing."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -38,8 +39,11 @@ def finish(
         candidates = _refitted(run, narrowing, statistics, result, pruned.model, report)
         scores = {name: evaluator.score(model) for name, model in candidates.items()}
     best = max(scores, key=lambda name: scores[name])
-    with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
-        model, tuned = distill(run, candidates[best], evaluator, report)
+    model = pruned.model
+    tuned: Mapping[str, Any] = {"said": "none", "reason": "nothing was removed"}
+    if pruned.plan["groups"]:
+        with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
+            model, tuned = distill(run, candidates[best], evaluator, report)
     return model, {
         "plan": pruned.plan,
         "recovery": {"chosen": best, "scores": scores, "metric": evaluator.metric.name, "n": len(indices)},

@@ -127,7 +127,7 @@ HEADER = """# Results on real models
 Made by `python benchmarks/real.py` on {machine}, ONNX Runtime {ort}, one thread, batch 1, seed 0.
 Latency: median of interleaved runs on the thread's CPU clock. "of budget": the measured end latency over the budget.
 Scores are on examples that chose nothing: part of the data kept aside, for CIFAR-10 the published test images.
-`top1` is judged by labels; `cosine` compares all outputs with the original's.
+`top1` is judged by labels; `cosine` compares all outputs with the original's. The detectors run with `--finetune none`.
 
 | model | budget | start, ms | end, ms | of budget | estimated, ms | score | fine-tuning | wall, s | peak, MB | verify |
 |---|---|---|---|---|---|---|---|---|---|---|

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ..ir.graph import Graph, Node, Shape
 from ..ir.ops.maps import Floats, LinearMap, Window, added_constant, linear_map, subtracted_mean
-from .coupling import Coupling, Ids
+from .atoms import Ids
+from .coupling import Coupling
 
 COLUMN_LIMIT = 2500
 LARGEST_GRAM = 6000

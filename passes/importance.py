@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir.ops.maps import Floats
+from .atoms import Ids
 from .consumers import Consumer, unit_layers
-from .coupling import Coupling, Group, Ids
+from .coupling import Coupling, Group
 from .gram import Moments, Statistics, usable
 
 RIDGE = 1e-3

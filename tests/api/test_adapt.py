@@ -128,6 +128,14 @@ def test_uniform_search(little):
     assert max(shares) - min(shares) < 0.1
 
 
+def test_a_model_within_its_budget_is_given_back_as_it_is(little):
+    found = na.adapt(little[0], "macs=1G", data=str(little[1]))
+    assert found.report.met
+    assert found.model.SerializeToString(deterministic=True) == onnx.load(little[0]).SerializeToString(
+        deterministic=True
+    )
+
+
 def test_excluded_groups_stay_whole(little):
     found = na.adapt(little[0], "macs=0.8x", data=str(little[1]), exclude=("g1", "g3"), **OPTIONS)
     assert not {"g1", "g3"} & {group["id"] for group in found.report.plan["groups"]}
