@@ -39,6 +39,12 @@ from .common import (
 from .curves import Pool
 
 DECAY = 0.96
+EASINGS = 4
+"""Times that an iteration's limit is moved half-way back when no single group can meet it."""
+
+TRIES = 3
+"""Proposals that are measured before the estimates of an iteration are given up."""
+
 POOL = "error curves"
 """The name under which the journal has proposals from the pool."""
 
@@ -131,7 +137,7 @@ def _iterate(
 ) -> Step:
     """One iteration; the limits are relaxed towards the present cost when no single group can meet them."""
     eased = dict(limits)
-    for _ in range(12):
+    for _ in range(EASINGS):
         found = _proposals(groups, cost, widths, measured, eased)
         if pool is not None:
             found += _from_pool(pool, cost, widths, measured, eased)
@@ -141,13 +147,40 @@ def _iterate(
     else:
         found = _smallest(groups, cost, widths)
     scored = [(score(candidate), name, candidate) for name, candidate in found]
-    best, _, winner = max(scored, key=lambda item: item[0])
+    ranked = sorted(scored, key=lambda item: -item[0])
+    winner = _first_that_saves(cost, [item[2] for item in ranked], widths, measured, eased, groups)
+    best = next((value for value, _, candidate in scored if candidate == winner), None)
+    best = score(winner) if best is None else best
     proposals = tuple(
         {"group": name, "width": candidate.get(name), "estimate": dict(cost(candidate)), "score": value}
         for value, name, candidate in scored
     )
     estimate = dict(cost(winner))
     return Step(number, eased, proposals, winner, estimate, dict(cost.measure(winner)), best)
+
+
+def _first_that_saves(
+    cost: Cost,
+    ranked: Sequence[Widths],
+    widths: Widths,
+    measured: Costs,
+    limits: Mapping[str, float],
+    groups: Sequence[Choice],
+) -> Widths:
+    """The best proposal that, measured, saves at least half of what the iteration asks for.
+
+    Estimates may be wrong, and a step that saves nothing would be repeated for ever. When the best few save too little,
+    every group is narrowed by one width.
+    """
+    for candidate in ranked[:TRIES]:
+        found = cost.measure(candidate)
+        wanted = {name: (measured[name] + limit) / 2 for name, limit in limits.items() if measured[name] > limit}
+        if not over(found, wanted):
+            return candidate
+    notches = {
+        group.id: max((w for w in group.widths if w < widths[group.id]), default=group.widths[0]) for group in groups
+    }
+    return widths | notches
 
 
 def _from_pool(
