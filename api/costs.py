@@ -1,8 +1,7 @@
 """What a network costs at given widths: estimates for the search, and measurements that decide."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.profiler import (
@@ -35,7 +34,6 @@ class NetworkCost:
         self.resources = tuple(resources)
         self.start = start
         self.latency: LatencyModel | None = None
-        self.on_measure: Callable[[Mapping[str, int], float], None] | None = None
         self._original = runner(narrowing.graph.model, target, feeds)
         self._overhead = narrowing.graph.model.ByteSize() - narrowing.sizes.weight_bytes(narrowing.full)
         self._known: dict[tuple[tuple[str, int], ...], dict[str, float]] = {}
@@ -87,8 +85,3 @@ class NetworkCost:
             [self.narrowing.graph.model, model], self.target, [self.feeds, self.feeds], min_seconds=FINAL_SECONDS
         )
         return before, after
-
-
-def relative_error(estimate: float, measured: float) -> float:
-    """How far an estimate is off, as a share of the measurement."""
-    return float(np.abs(estimate - measured) / measured) if measured else 0.0

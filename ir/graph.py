@@ -129,12 +129,12 @@ class Graph:
         for node, slot in self.users.get(name, ()):
             yield node, slot, self.use(node, slot)
 
-    def initializer_names(self) -> frozenset[str]:
-        """Names of constants that are initializers (not Constant nodes)."""
-        return frozenset(name for name, constant in self.constants.items() if constant.node is None)
-
     def captured(self) -> frozenset[str]:
         """Outer tensors that bodies of If, Loop and Scan read."""
+        return self._captured
+
+    @cached_property
+    def _captured(self) -> frozenset[str]:
         return frozenset(name for node in self.nodes for name in node.captures)
 
 

@@ -69,23 +69,19 @@ def relate_qlinear_conv(s: Scope) -> None:
     """QLinearConv: x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, B."""
     x, k, y = (spatial(letter, s.rank(slot)) for letter, slot in (("s", 0), ("k", 3), ("p", 0)))
     scale, zero = (_per_channel(s, slot) for slot in (4, 5))
-    text = f"n (G C){x}, {_scalar(s, 1)}, {_scalar(s, 2)}, (G O) C{k}, {scale}, {zero}, {_scalar(s, 6)}, "
-    s.signature(text + f"{_scalar(s, 7)}, (G O) -> n (G O){y}", G=_groups(s))
+    text = f"n (G C){x}, _, _, (G O) C{k}, {scale}, {zero}, _, "
+    s.signature(text + f"_, (G O) -> n (G O){y}", G=_groups(s))
 
 
 def relate_conv_integer(s: Scope) -> None:
     """ConvInteger: x, w, x_zero, w_zero."""
     x, k, y = (spatial(letter, s.rank(slot)) for letter, slot in (("s", 0), ("k", 1), ("p", 0)))
     zero = _per_channel(s, 3)
-    s.signature(f"n (G C){x}, (G O) C{k}, {_scalar(s, 2)}, {zero} -> n (G O){y}", G=_groups(s))
+    s.signature(f"n (G C){x}, (G O) C{k}, _, {zero} -> n (G O){y}", G=_groups(s))
 
 
 def _per_channel(s: Scope, slot: int) -> str:
     return "(G O)" if s.has(slot) and s.rank(slot) == 1 and s.shape(slot)[0] > 1 else "_"
-
-
-def _scalar(s: Scope, slot: int) -> str:
-    return "_"
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -61,11 +61,6 @@ def relate_fused_matmul(s: Scope) -> None:
     s.signature(f"{a}, {b} -> ... T O")
 
 
-def relate_fused_gemm(s: Scope) -> None:
-    """com.microsoft.FusedGemm: a Gemm with an activation behind it."""
-    relate_gemm(s)
-
-
 def relate_qlinear_matmul(s: Scope) -> None:
     """QLinearMatMul: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero; per-column scales of b follow."""
     relate_product(s, 0, 3, columns=(4, 5))
@@ -167,5 +162,5 @@ RULES = {
         domain=MICROSOFT,
         zero_points=lambda view: {3: (5, 0 if view.attr("transB", 0) else 1)},
     ),
-    "FusedGemm": OpRule(relate_fused_gemm, (1,), macs=macs_product, domain=MICROSOFT),
+    "FusedGemm": OpRule(relate_gemm, (1,), macs=macs_product, domain=MICROSOFT),
 }
