@@ -1,31 +1,34 @@
 """The other commands: prune, measure, profile and verify, as functions that return what they found."""
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx_netadapt.ir.errors import InputError, PruneError, TargetError
-from onnx_netadapt.ir.graph import Graph, Shape
-from onnx_netadapt.ir.load import Source, has_external_data, load, read_model
-from onnx_netadapt.ir.write import save
-from onnx_netadapt.network import Narrowing, by_weight, selected_groups
+from onnx_netadapt.ir.external import Lazy, Weights, byte_size, split
+from onnx_netadapt.ir.graph import Constant, Graph, Shape
+from onnx_netadapt.ir.load import Source, has_external_data, load, parts, read_apart
+from onnx_netadapt.ir.write import PROTOBUF_LIMIT, Array, move_files, save, write_files
+from onnx_netadapt.network import Narrowing, by_weight, check_prunable, means_note, selected_groups, why_whole
 from onnx_netadapt.passes.coupling import couple
-from onnx_netadapt.passes.equivalence import Equivalence, check, random_feeds
+from onnx_netadapt.passes.equivalence import Equivalence, check, check_files, check_runs, random_feeds
 from onnx_netadapt.passes.prune import Pruned
 from onnx_netadapt.paths import check_output, check_outputs_apart
-from onnx_netadapt.profiler import Accuracy, LatencyModel, Lut, Target, accuracy, fill, measure, probe
+from onnx_netadapt.profiler import Accuracy, LatencyModel, Lut, Target, accuracy, appraise, fill, measure, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import write_json
 from onnx_netadapt.summary import latency_facts
 
 Shapes = Mapping[str, Shape]
 
-CHECKED_BYTES = 300_000_000
-"""Models up to this size are checked by `prune` itself: the check holds two copies of the original."""
+IN_MEMORY_BYTES = 300_000_000
+"""Models up to this size are checked in memory, which holds several copies of them; larger ones from the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,14 @@ class PruneReport:
     macs: tuple[int, int]
     widths: Mapping[str, int]
     check: str
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         (p0, p1), (m0, m1) = self.params, self.macs
         return (
             f"{self.output}: parameters {p0:,} -> {p1:,} ({p1 / max(p0, 1):.2f}x), MACs {m0:,} -> {m1:,} "
             f"({m1 / max(m0, 1):.2f}x); latency was not measured: see `onnx-netadapt measure`\n"
-            f"  zeroing equals removing: {self.check}"
+            f"  zeroing equals removing: {self.check}" + "".join(f"\n  note: {note}" for note in self.notes)
         )
 
 
@@ -54,18 +58,29 @@ def prune_model(
     widths: Mapping[str, int] | None = None,
     exclude: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
+    renormalize: bool = False,
     shapes: Shapes | None = None,
+    on_disk: bool = False,
 ) -> tuple[Pruned, Narrowing, dict[str, int]]:
-    """The model with a share of every group kept, or at given widths (groups not named stay whole)."""
+    """The model with a share of every group kept, or at given widths (groups not named stay whole).
+
+    `renormalize` also prunes channels that LayerNormalization and its like mix (see `passes.coupling.couple`).
+    `on_disk` leaves large external data where it is (see `ir.load`); the pruned model's lies in `Pruned.weights` then.
+    """
     if (keep is None) == (widths is None):
         raise InputError("prune: give either --keep SHARE or --widths FILE")
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"--keep {keep}: must be above 0 and at most 1")
-    coupling = couple(load(source, shapes=shapes))
+    coupling = couple(load(source, shapes=shapes, on_disk=on_disk), renormalize=renormalize)
+    check_prunable(coupling)
+    if not coupling.groups:
+        check_runs(coupling.graph)
+        raise InputError(f"there is nothing to prune in this model{why_whole(coupling)}; `inspect` shows every barrier")
     narrowing = by_weight(coupling)
     if widths is None:
         groups = selected_groups(coupling, exclude, only)
-        widths = {group.id: max(1, round(group.units * float(keep or 1))) for group in groups}
+        # at most the share: 1e-9 stands for the rounding of products like 0.29 * 100
+        widths = {group.id: max(1, int(group.units * float(keep or 1) + 1e-9)) for group in groups}
     chosen = narrowing.full | _checked_widths(narrowing, widths)
     return narrowing.pruned(chosen), narrowing, chosen
 
@@ -86,29 +101,56 @@ def prune_file(
     widths: Path | None,
     exclude: tuple[str, ...],
     only: tuple[str, ...],
+    renormalize: bool,
     shapes: Shapes,
 ) -> PruneReport:
     """`prune`: writes the model and its plan."""
     check_output(output)
     check_outputs_apart(model, output)
     asked = _read_json(widths, "--widths") if widths is not None else None
-    pruned, narrowing, chosen = prune_model(model, keep=keep, widths=asked, exclude=exclude, only=only, shapes=shapes)
-    checked = _proved(narrowing.graph, pruned)
+    external = has_external_data(model)  # before the model is in memory: the file is parsed for it
+    pruned, narrowing, chosen = prune_model(
+        model,
+        keep=keep,
+        widths=asked,
+        exclude=exclude,
+        only=only,
+        renormalize=renormalize,
+        shapes=shapes,
+        on_disk=True,
+    )
+    if pruned.weights or byte_size(narrowing.graph.model) > IN_MEMORY_BYTES:
+        checked = _proved_and_saved(narrowing.graph, pruned, output, external=external)
+    else:
+        checked = _proved(partial(check, narrowing.graph.model, pruned.model, pruned.plan), narrowing.graph)
+        save(pruned.model, output, external=external)
     write_json(plan_path(output), pruned.plan)
-    save(pruned.model, output, external=has_external_data(model))
     sizes, full = narrowing.sizes, narrowing.full
     params, macs = ((count(full), count(chosen)) for count in (sizes.params, sizes.macs))
-    return PruneReport(str(output), params, macs, chosen, checked)
+    notes = (*narrowing.graph.notes, *means_note(pruned.plan))
+    return PruneReport(str(output), params, macs, chosen, checked, notes)
 
 
-def _proved(graph: Graph, pruned: Pruned) -> str:
-    """What the zeroing check of a pruned model said; PruneError when it failed."""
-    if graph.model.ByteSize() > CHECKED_BYTES:
-        return f"not checked, the model is above {CHECKED_BYTES / 1e6:.0f} MB; `onnx-netadapt verify` does it"
+def _proved_and_saved(graph: Graph, pruned: Pruned, output: Path, *, external: bool) -> str:
+    """`_proved` and `save` for a large model: both networks of the check are read from the disk, one by one."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        written = Path(folder) / output.name
+        write_files(pruned.model, written, pruned.weights)
+        original = _apart(graph)
+        checked = _proved(lambda feeds: check_files(*original, written, pruned.plan, feeds, Path(folder)), graph)
+        if pruned.weights or external or byte_size(pruned.model) >= PROTOBUF_LIMIT:
+            move_files(written, output)
+        else:
+            save(pruned.model, output)
+    return checked
+
+
+def _proved(run: Callable[[list[dict[str, Array]]], Equivalence], graph: Graph) -> str:
+    """What the zeroing check of a pruned model said; PruneError when it failed, TargetError when it cannot be made."""
     try:
-        found = check(graph.model, pruned.model, pruned.plan, random_feeds(graph, 1))
+        found = run(random_feeds(graph, 1))
     except TargetError as error:
-        return f"not checked: {error}"
+        raise TargetError(f"{error}; what cannot run cannot be proved right either, so nothing was written") from error
     if not found.passed:
         raise PruneError(
             f"the pruned model differs from the zeroed original by {found.worst:.2g} of the output's range "
@@ -177,19 +219,32 @@ class ProfileReport:
     entries: int
     granularity: str
     accuracy: Accuracy | None
+    capability: str
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        quality = str(self.accuracy) if self.accuracy is not None else "not checked (--check 0)"
-        return f"{self.lut}: {self.entries} entries for {self.target}, granularity {self.granularity}\n{quality}"
+        told = [f"{self.lut}: {self.entries} entries for {self.target} ({_HOW[self.capability]})"]
+        told.append(f"granularity: {self.granularity}")
+        if self.accuracy is not None:
+            return "\n".join([*told, str(self.accuracy)])
+        return "\n".join([*told, *(f"Warning: {note}" for note in self.notes), "not checked (--check 0)"])
+
+
+_HOW = {
+    "per_node": "units timed in place",
+    "isolated": "it tells no times of nodes: units timed alone",
+    "whole": "it runs only whole networks: units timed on the cpu provider, calibrated by whole networks here",
+}
 
 
 def latency_model(narrowing: Narrowing, lut: Path, target: str, min_keep: float = 0.1) -> LatencyModel:
-    """The latency model of a network from a table, filled where it does not hold enough."""
+    """The latency model of a network from what an existing table holds; InputError if it does not exist."""
     where = Target.parse(target)
+    Lut.open(lut).close()
     table = Lut.open(lut, where.fingerprint())
     feeds = random_feeds(narrowing.graph, 1)[0]
     choices = narrowing.choices(probe(where, table), min_keep)
-    return fill(table, where, narrowing.measurable(choices, feeds), np.random.default_rng(0))
+    return appraise(table, where, narrowing.measurable(choices, feeds))
 
 
 def profile_model(
@@ -201,8 +256,9 @@ def profile_model(
     min_keep: float,
     seed: int,
     progress: Progress,
+    merge: Sequence[Path] = (),
 ) -> ProfileReport:
-    """`profile`: fills the table and judges it by unseen networks of random widths."""
+    """`profile`: takes over other tables, fills the table and judges it by unseen networks of random widths."""
     if lut is None:
         raise InputError("profile: give the table with --lut FILE; it is made when it does not exist")
     check_output(lut)
@@ -211,6 +267,9 @@ def profile_model(
     coupling = couple(graph)
     narrowing = by_weight(coupling)
     table = Lut.open(lut, where.fingerprint())
+    for other in merge:
+        with Lut.open(other) as theirs:
+            progress.say(f"{table.merge(theirs)} entries taken over from {other}")
     feeds = random_feeds(graph, 1)[0]
     with progress.phase("filling the latency table") as report:
         granularity = probe(where, table)
@@ -220,8 +279,9 @@ def profile_model(
     if variants > 0:
         with progress.phase("judging it by unseen networks") as report:
             found = accuracy(model, where, network, np.random.default_rng(seed + 1), count=variants, progress=report)
-    entries = sum(1 for _ in table.entries())
-    return ProfileReport(str(source), str(where), str(lut), entries, str(granularity), found)
+    entries = len(table)
+    told = str(model.plan.capability)
+    return ProfileReport(str(source), str(where), str(lut), entries, str(granularity), found, told, model.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +314,6 @@ def verify_files(
     shapes: Shapes,
 ) -> Verification:
     """`verify`: the zeroing check, from the plan beside the pruned model."""
-    read_model(original)
     told = _read_json(plan or plan_path(pruned), "--plan")
     return verify_models(original, pruned, told, shapes=shapes, data=data, preprocess=preprocess)
 
@@ -269,50 +328,77 @@ def verify_models(
     preprocess: str | None = None,
 ) -> Verification:
     """The zeroing check, from the plan alone; weights that were refined are set back to the original's first."""
-    graph = load(original, shapes=shapes)
+    graph = load(original, shapes=shapes, on_disk=True)
     try:
-        sliced, refined, problem = unrefined(graph, read_model(pruned), plan)
+        small, refined, problem = unrefined(graph, *read_apart(pruned), plan)
         if problem:
             return Verification(False, float("inf"), 0.0, 0, refined, problem)
-        feeds = _verify_feeds(graph, data, preprocess)
-        found: Equivalence = check(graph.model, sliced, plan, feeds)
+        found = _checked(graph, *small, plan, _verify_feeds(graph, data, preprocess))
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"the plan does not fit the original: {error!r}; is it the plan of this model?") from error
     return Verification(found.passed, found.worst, found.tolerance, found.samples, refined)
 
 
-def unrefined(graph: Graph, small: onnx.ModelProto, plan: Mapping[str, Any]) -> tuple[onnx.ModelProto, bool, str]:
+def _checked(
+    graph: Graph, small: onnx.ModelProto, weights: Weights, plan: Mapping[str, Any], feeds: list[dict[str, Array]]
+) -> Equivalence:
+    """The zeroing check; of large models from files in a temporary folder."""
+    if not (weights or graph.weights) and byte_size(graph.model) <= IN_MEMORY_BYTES:
+        return check(graph.model, small, plan, feeds)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "pruned.onnx"
+        write_files(small, written, weights)
+        return check_files(*_apart(graph), written, plan, feeds, Path(folder))
+
+
+def _apart(graph: Graph) -> tuple[onnx.ModelProto, dict[str, Lazy]]:
+    """The skeleton of a graph's model, and all its large weights, wherever they are."""
+    skeleton, held = split(graph.model)
+    return skeleton, {**held, **graph.weights}
+
+
+def unrefined(
+    graph: Graph, small: onnx.ModelProto, weights: Weights, plan: Mapping[str, Any]
+) -> tuple[tuple[onnx.ModelProto, Weights], bool, str]:
     """The pruned model with the original's weights, sliced by the plan, in place of its own; whether they differed; and
-    a problem when a tensor has not the shape that the plan gives it.
+    a problem when a tensor has not the shape that the plan gives it. `weights` are those of its placeholders.
     """
     gone: dict[str, dict[int, set[int]]] = {}
     for group in plan.get("groups", ()):
         for member in group["members"]:
             if "node" not in member:
                 gone.setdefault(member["tensor"], {}).setdefault(member["axis"], set()).update(member["removed"])
-    model = onnx.ModelProto()
+    model, apart = onnx.ModelProto(), dict(weights)
     model.CopyFrom(small)
-    theirs = load(small).constants
+    theirs = parts(small, weights)[1]
     refined = False
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, constant in graph.constants.items():
         if name not in theirs:
             continue
-        array = constant.array()
-        for axis, positions in gone.get(name, {}).items():
-            array = np.delete(array, sorted(positions), axis=axis)
-        if name in gone and array.shape != theirs[name].shape:
-            return (
-                model,
-                refined,
-                (f"tensor '{name}' has shape {list(theirs[name].shape)}, and the plan gives {list(array.shape)}"),
-            )
-        if array.shape == theirs[name].shape and not np.array_equal(array, theirs[name].array()):
+        array = _without(constant, gone.get(name, {}))
+        shape = theirs[name].shape
+        if name in gone and array.shape != shape:
+            problem = f"tensor '{name}' has shape {list(shape)}, and the plan gives {list(array.shape)}"
+            return (model, apart), refined, problem
+        if array.shape != shape or np.array_equal(array, theirs[name].array()):
+            continue
+        refined = True
+        if name in apart:
+            apart[name] = Lazy(shape, array.dtype, partial(_without, constant, gone.get(name, {})))
+        else:
             node = theirs[name].node
             target = tensors[name] if node is None else model.graph.node[node].attribute[0].t
             target.CopyFrom(onnx.numpy_helper.from_array(array, target.name))
-            refined = True
-    return model, refined, ""
+    return (model, apart), refined, ""
+
+
+def _without(constant: Constant, gone: Mapping[int, set[int]]) -> Array:
+    """A constant without the positions that are gone from its axes."""
+    array = constant.array()
+    for axis, positions in gone.items():
+        array = np.delete(array, sorted(positions), axis=axis)
+    return array
 
 
 def _verify_feeds(graph: Graph, data: str | None, preprocess: str | None) -> list[dict[str, Any]]:

@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from .external import Lazy, Weights
 
 Shape = tuple[int, ...]
 
@@ -56,11 +59,15 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A constant tensor of the model: an initializer, or the value of a Constant node (`node` is its index)."""
+    """A constant tensor of the model: an initializer, or the value of a Constant node (`node` is its index).
+
+    `lazy` is its value where the model holds a placeholder only (see `external`).
+    """
 
     name: str
     proto: onnx.TensorProto
     node: int | None
+    lazy: Lazy | None = None
 
     @property
     def shape(self) -> Shape:
@@ -79,7 +86,7 @@ class Constant:
 
     def array(self) -> np.ndarray[Any, Any]:
         """The tensor's value; decoded at each call, so that a large model is not held twice."""
-        return numpy_helper.to_array(self.proto)
+        return numpy_helper.to_array(self.proto) if self.lazy is None else self.lazy.make()
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ class Graph:
     """A loaded model; see `onnx_netadapt.ir.load`.
 
     `shapes` are the concrete shapes of all tensors at the input shapes the graph was loaded with, `known` the values of
-    small tensors that follow from shapes alone (shape arithmetic), `dtypes` ONNX element types by tensor name.
+    small tensors that follow from shapes alone (shape arithmetic), `dtypes` ONNX element types by tensor name. `file`
+    is the model file where large weights were left on the disk, and `model` has placeholders for them.
     """
 
     model: onnx.ModelProto
@@ -100,6 +108,12 @@ class Graph:
     known: Mapping[str, np.ndarray[Any, Any]]
     opsets: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    file: Path | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """The values of the model's placeholders."""
+        return {name: constant.lazy for name, constant in self.constants.items() if constant.lazy is not None}
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:

@@ -8,28 +8,45 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper
 
 from .errors import InputError
-from .graph import Constant, Graph, Node, Port, Shape, node_view
-from .ops.source import constant_value
+from .external import Lazy, Weights, all_tensors, fetch, is_external
+from .graph import Constant, Graph, Node, Port, Shape, attributes, domain_of, node_view
+from .ops.source import constant_value, filled_tensor
 from .shapes import infer
+
+FILL_LIMIT = 2**30
+"""Bytes of constants that may be written out where ConstantOfShape makes them: protobuf holds no more than 2 GB."""
 
 Source = str | Path | bytes | onnx.ModelProto
 
 
-def load(source: Source, *, shapes: Mapping[str, Shape] | None = None) -> Graph:
+def load(source: Source, *, shapes: Mapping[str, Shape] | None = None, on_disk: bool = False) -> Graph:
     """The Graph of a model given as a path, bytes or a ModelProto.
 
     `shapes` fixes input shapes (by input name); open dimensions that it leaves out get defaults (batch 1, images 224).
+    `on_disk` leaves large external data where it is: `Constant.array` reads it, `Graph.model` has placeholders.
     Raises InputError when the source is missing, is not ONNX, or cannot be understood.
     """
-    model, notes = _prepare(read_model(source))
+    read, weights = _read(source, keep_apart=on_disk)
+    model, notes = _prepare(read)
+    file = Path(str(source)) if weights else None
+    return _graph(model, weights, file, shapes or {}, notes)
+
+
+def reload(graph: Graph, shapes: Mapping[str, Shape]) -> Graph:
+    """The same model at other input shapes."""
+    return _graph(graph.model, graph.weights, graph.file, shapes, [])
+
+
+def _graph(
+    model: onnx.ModelProto, weights: Weights, file: Path | None, shapes: Mapping[str, Shape], notes: list[str]
+) -> Graph:
     graph = model.graph
-    nodes, constants = parts(model)
+    nodes, constants = parts(model, weights)
     inputs = tuple(_port(value) for value in graph.input if value.name not in constants)
-    _check_shapes_option(inputs, shapes or {})
-    found = infer(model, nodes, constants, inputs, shapes or {})
+    _check_shapes_option(inputs, shapes)
+    found = infer(model, nodes, constants, inputs, shapes, file)
     return Graph(
         model=model,
         nodes=nodes,
@@ -41,32 +58,56 @@ def load(source: Source, *, shapes: Mapping[str, Shape] | None = None) -> Graph:
         known=found.known,
         opsets={"" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import},
         notes=(*notes, *found.notes),
+        file=file,
     )
 
 
-def parts(model: onnx.ModelProto) -> tuple[tuple[Node, ...], dict[str, Constant]]:
-    """The nodes and constants of a model."""
+def parts(model: onnx.ModelProto, weights: Weights | None = None) -> tuple[tuple[Node, ...], dict[str, Constant]]:
+    """The nodes and constants of a model; `weights` are the values of its placeholders."""
     nodes = tuple(node_view(index, proto) for index, proto in enumerate(model.graph.node))
-    return nodes, _constants(model.graph, nodes)
+    return nodes, _constants(model.graph, nodes, weights or {})
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as `load` sees it: local functions inlined, sparse and filled tensors written out."""
+    return _prepare(model)[0]
 
 
 def has_external_data(path: Path) -> bool:
     """Whether a model file keeps weights in files beside it."""
-    model = onnx.load(path, load_external_data=False)
-    return any(external_data_helper.uses_external_data(t) for t in external_data_helper._get_all_tensors(model))
+    return any(is_external(tensor) for tensor in all_tensors(_read_file(path)))
 
 
 def read_model(source: Source) -> onnx.ModelProto:
     """The ModelProto of a source, external data included."""
-    if isinstance(source, onnx.ModelProto):
-        model = source
-    elif isinstance(source, bytes):
-        model = _parse(source, "the given bytes")
+    return _read(source)[0]
+
+
+def read_apart(source: Source) -> tuple[onnx.ModelProto, Weights]:
+    """The ModelProto of a source with placeholders for large external weights, and these (see `external`)."""
+    return _read(source, keep_apart=True)
+
+
+def _read(source: Source, *, keep_apart: bool = False) -> tuple[onnx.ModelProto, dict[str, Lazy]]:
+    weights: dict[str, Lazy] = {}
+    if isinstance(source, onnx.ModelProto | bytes):
+        model = source if isinstance(source, onnx.ModelProto) else _parse(source, "the given bytes")
+        _refuse_external(model)
     else:
         model = _read_file(Path(source))
+        weights = fetch(model, Path(source), keep_apart=keep_apart)
     if not model.graph.node and not model.graph.initializer:
         raise InputError(f"{_name(source)} is not an ONNX model: it holds no graph; check that this is the right file")
-    return model
+    return model, weights
+
+
+def _refuse_external(model: onnx.ModelProto) -> None:
+    missing = next((tensor.name for tensor in all_tensors(model) if is_external(tensor)), None)
+    if missing is not None:
+        raise InputError(
+            f"tensor '{missing}' of the given model keeps its data in a file, and nothing says in which folder; "
+            "give the model's path instead"
+        )
 
 
 def _name(source: Source) -> str:
@@ -80,9 +121,7 @@ def _read_file(path: Path) -> onnx.ModelProto:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"model file {path} cannot be read: {error.strerror or error}") from error
-    model = _parse(content, str(path))
-    _load_external_data(model, path)
-    return model
+    return _parse(content, str(path))
 
 
 def _parse(content: bytes, name: str) -> onnx.ModelProto:
@@ -97,35 +136,8 @@ def _parse(content: bytes, name: str) -> onnx.ModelProto:
     return model
 
 
-def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    folder = path.resolve().parent
-    for tensor in external_data_helper._get_all_tensors(model):
-        if not external_data_helper.uses_external_data(tensor):
-            continue
-        location = external_data_helper.ExternalDataInfo(tensor).location
-        file = (folder / location).resolve()
-        if not file.is_relative_to(folder):
-            raise InputError(
-                f"tensor '{tensor.name}' of {path} points to external data outside the model's folder ('{location}'); "
-                "this is refused: put the data file beside the model"
-            )
-        if not file.is_file():
-            raise InputError(
-                f"tensor '{tensor.name}' of {path} keeps its data in '{location}', which is missing; "
-                "put that file beside the model"
-            )
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        except Exception as error:
-            raise InputError(
-                f"external data of tensor '{tensor.name}' in '{location}' cannot be read: {error}"
-            ) from error
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
 def _prepare(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """The model with local functions inlined and sparse initializers made dense, and what was done."""
+    """The model with local functions inlined, sparse initializers and filled weights made dense, and what was done."""
     notes: list[str] = []
     if model.functions:
         from onnx import inliner
@@ -140,7 +152,35 @@ def _prepare(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         del dense.graph.sparse_initializer[:]
         model = dense
         notes.append("sparse initializers were made dense")
+    filled = _filled(model)
+    if filled:
+        dense = onnx.ModelProto()
+        dense.CopyFrom(model)
+        kept = [node for node in model.graph.node if not filled.keys() & set(node.output)]
+        del dense.graph.node[:]
+        dense.graph.node.extend(kept)
+        dense.graph.initializer.extend(filled.values())
+        model = dense
+        notes.append(f"{len(filled)} constants that ConstantOfShape makes were written out")
     return model, notes
+
+
+def _filled(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """What ConstantOfShape nodes make of constant shapes, by name: some exporters keep weights so."""
+    lengths = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 1}
+    for node in model.graph.node:
+        value = constant_value(node.op_type, domain_of(node), attributes(node)) if not node.input else None
+        if value is not None and len(value.dims) == 1:
+            lengths[node.output[0]] = value
+    outputs = {value.name for value in model.graph.output}
+    found: dict[str, onnx.TensorProto] = {}
+    room = FILL_LIMIT
+    for node in model.graph.node:
+        tensor = filled_tensor(node, lengths, room) if node.input and not outputs & set(node.output) else None
+        if tensor is not None:
+            found[tensor.name] = tensor
+            room -= len(tensor.raw_data)
+    return found
 
 
 def _densify(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
@@ -154,8 +194,8 @@ def _densify(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(array, sparse.values.name)
 
 
-def _constants(graph: onnx.GraphProto, nodes: tuple[Node, ...]) -> dict[str, Constant]:
-    found = {tensor.name: Constant(tensor.name, tensor, None) for tensor in graph.initializer}
+def _constants(graph: onnx.GraphProto, nodes: tuple[Node, ...], weights: Weights) -> dict[str, Constant]:
+    found = {tensor.name: Constant(tensor.name, tensor, None, weights.get(tensor.name)) for tensor in graph.initializer}
     for node in nodes:
         tensor = constant_value(node.op_type, node.domain, node.attrs)
         if tensor is not None:

@@ -11,7 +11,8 @@ A channel is a position on an axis of a tensor. Four relations are enough to des
    to prune (batch, image rows): it is no barrier worth reporting.
 
 `Contract(axis)` marks an axis that the node sums over with weights: setting a slice of it to zero there cuts a channel
-off, which is what makes removal exact.
+off, which is what makes removal exact. `Mean(axis)` marks an axis over which the node takes a mean: to remove a channel
+changes it. It holds the axis fast, unless means over the kept channels were asked for (decision 0005).
 """
 
 from __future__ import annotations
@@ -78,6 +79,16 @@ class Contract:
     node: int
 
 
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The node normalises by a mean over this axis (`over`: over all of these axes of the same tensor together)."""
+
+    axis: Axis
+    over: tuple[Axis, ...]
+    reason: str
+    node: int
+
+
 @dataclass(slots=True)
 class Relations:
     """All relations of a graph, collected node by node; `size` gives the length of every axis."""
@@ -88,6 +99,7 @@ class Relations:
     folds: list[Fold] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     contracts: list[Contract] = field(default_factory=list)
+    means: list[Mean] = field(default_factory=list)
     virtual: dict[Axis, int] = field(default_factory=dict)
 
     def length(self, axis: Axis) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import ShapeError
 from .graph import Graph, Node, Shape
-from .relations import Axis, Contract, Fold, Freeze, Relations, Same, Take
+from .relations import Axis, Contract, Fold, Freeze, Mean, Relations, Same, Take
 from .signature import Operand, Token, parse
 
 Mask = NDArray[np.bool_]
@@ -113,6 +113,9 @@ class Scope(View):
     def take(self, whole: Axis, part: Axis, index: NDArray[Any]) -> None:
         """States that `part` consists of the positions `index` of `whole` (-1: of none)."""
         self.relations.takes.append(Take(whole, part, np.asarray(index, dtype=np.int64)))
+        for one, other in ((whole, part), (part, whole)):
+            if self.relations.length(one) == 1 != self.relations.length(other):
+                self.freeze(one, "is the only position on an axis of its own")
 
     def fold(self, whole: Axis, parts: Sequence[Axis]) -> None:
         """States that `whole` is the row-major product of `parts`."""
@@ -125,6 +128,12 @@ class Scope(View):
     def freeze(self, axis: Axis, reason: str = "") -> None:
         """States that nothing on an axis can be removed."""
         self.relations.freezes.append(Freeze(axis, reason, self.node.index))
+
+    def mean(self, axes: Sequence[Axis], reason: str) -> None:
+        """States that the node takes one mean over all of these axes together."""
+        for axis in axes:
+            self.same(axis, axis)
+            self.relations.means.append(Mean(axis, tuple(axes), reason, self.node.index))
 
     def contract(self, axis: Axis) -> None:
         """States that the node sums over an axis with weights."""

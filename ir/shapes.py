@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,12 @@ def infer(
     constants: Mapping[str, Constant],
     inputs: Sequence[Port],
     fixed: Mapping[str, Shape],
+    file: Path | None = None,
 ) -> Inferred:
-    """Concrete shapes at the input shapes `fixed` (defaults for the rest); see the module's rules."""
+    """Concrete shapes at the input shapes `fixed` (defaults for the rest); see the module's rules.
+
+    `file` is the model file beside which the data of the model's placeholders lies.
+    """
     entry = {port.name: fixed.get(port.name, default_shape(port)) for port in inputs}
     skeleton = light_model(model, entry)
     known: dict[str, np.ndarray[Any, Any]] = {}
@@ -60,7 +65,7 @@ def infer(
     shapes.update(entry)
     notes: tuple[str, ...] = ()
     if any(name not in shapes for node in nodes for name in node.outputs if name):
-        notes = _learn_by_running(model, inputs, entry, shapes, dtypes)
+        notes = _learn_by_running(model, inputs, entry, shapes, dtypes, file)
         known = evaluate(model, nodes, constants, shapes, dtypes)
     return Inferred(shapes, dtypes, known, notes)
 
@@ -213,13 +218,16 @@ def _run_arithmetic(
     return {name: np.asarray(value) for name, value in zip(outputs, values, strict=True)}
 
 
-def _session(model: onnx.ModelProto) -> Any:
+def _session(model: onnx.ModelProto, file: Path | None = None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if file is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+        options.add_session_config_entry("session.disable_prepacking", "1")  # which copies every matrix
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -229,6 +237,7 @@ def _learn_by_running(
     entry: Mapping[str, Shape],
     shapes: dict[str, Shape],
     dtypes: dict[str, int],
+    file: Path | None,
 ) -> tuple[str, ...]:
     """Adds the shapes and element types seen in one run with random inputs; the remark when the model cannot run."""
     probe = onnx.ModelProto()
@@ -238,7 +247,7 @@ def _learn_by_running(
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
     rng = np.random.default_rng(0)
     try:
-        session = _session(probe)
+        session = _session(probe, file)
         feeds = {
             port.name: random_input(rng, entry[port.name], helper.tensor_dtype_to_np_dtype(port.dtype))
             for port in inputs

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from .errors import InputError
+from .external import Lazy, Weights, byte_size, copy_fields, placeholder, split, write_data
 from .graph import Constant, Graph, Shape
 
 Array = NDArray[Any]
 
 PROTOBUF_LIMIT = 2**31 - 2**20
+
+EXTERNAL_BYTES = 1024
+"""Tensors of at least this size go to the data file of a model with external data (as `onnx.save` has it)."""
 
 
 @dataclass(slots=True)
@@ -28,23 +32,18 @@ class Changes:
     `attrs` new attributes by node index (None deletes one), `shapes` all shapes after the change by tensor name.
     """
 
-    tensors: dict[str, Array] = field(default_factory=dict)
+    tensors: dict[str, Array | Lazy] = field(default_factory=dict)
     inputs: dict[tuple[int, int], Array] = field(default_factory=dict)
     attrs: dict[int, dict[str, Any]] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
 
 def apply(graph: Graph, changes: Changes) -> onnx.ModelProto:
-    """A copy of the graph's model with the changes made."""
+    """A copy of the graph's model with the changes made; lazy ones leave placeholders (see `weights_after`)."""
     model = onnx.ModelProto()
-    source = graph.model
-    for item, value in source.ListFields():
-        if item.name != "graph":
-            _copy_field(model, item, value)
-    for item, value in source.graph.ListFields():
-        if item.name != "initializer":
-            _copy_field(model.graph, item, value)
-    for tensor in source.graph.initializer:
+    copy_fields(graph.model, model, but="graph")
+    copy_fields(graph.model.graph, model.graph, but="initializer")
+    for tensor in graph.model.graph.initializer:
         new = changes.tensors.get(tensor.name)
         model.graph.initializer.append(tensor if new is None else _tensor(new, tensor))
     _set_constant_nodes(graph, model, changes)
@@ -54,17 +53,20 @@ def apply(graph: Graph, changes: Changes) -> onnx.ModelProto:
     return model
 
 
-def _copy_field(target: Any, item: Any, value: Any) -> None:
-    if isinstance(value, str | bytes | int | float):
-        setattr(target, item.name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(target, item.name).CopyFrom(value)
-    else:
-        getattr(target, item.name).extend(value)
+def weights_after(graph: Graph, changes: Changes) -> dict[str, Lazy]:
+    """The weights that the placeholders of the changed model stand for."""
+    found = {}
+    for name, constant in graph.constants.items():
+        new = changes.tensors.get(name, constant.lazy)
+        if isinstance(new, Lazy):
+            found[name] = new
+    return found
 
 
-def _tensor(value: Array, like: onnx.TensorProto) -> onnx.TensorProto:
+def _tensor(value: Array | Lazy, like: onnx.TensorProto) -> onnx.TensorProto:
     """The value as a TensorProto with the name, type and doc string of the one it replaces."""
+    if isinstance(value, Lazy):
+        return placeholder(like, value.shape)
     new = numpy_helper.from_array(np.asarray(value, order="C"), like.name)
     if new.data_type != like.data_type:
         # low-bit types unpack to wider numpy types
@@ -133,22 +135,41 @@ def _refresh_shapes(graph: Graph, model: onnx.ModelProto, changes: Changes) -> N
                 dim.dim_value = after
 
 
-def save(model: onnx.ModelProto, path: Path, *, external: bool = False) -> None:
+def save(model: onnx.ModelProto, path: Path, *, external: bool = False, weights: Weights | None = None) -> None:
     """Writes a model file in one step: a temporary file in the same folder, then a rename.
 
-    `external` keeps the weights in `<name>.data` beside it, as does a model beyond protobuf's 2 GB.
+    `external` keeps the weights in `<name>.data` beside it, as does a model beyond protobuf's 2 GB, and a skeleton with
+    the `weights` of its placeholders. They are written one after the other: the model is not held a second time.
     """
-    if not external and model.ByteSize() < PROTOBUF_LIMIT:
+    if not (external or weights) and byte_size(model) < PROTOBUF_LIMIT:
         write_atomically(path, model.SerializeToString(deterministic=True))
         return
-    data = f"{path.name}.data"
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        onnx.save(copy, Path(folder) / path.name, save_as_external_data=True, location=data, size_threshold=1024)
-        if (Path(folder) / data).exists():
-            (Path(folder) / data).replace(path.parent / data)
-        (Path(folder) / path.name).replace(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            write_files(model, Path(folder) / path.name, weights or {})
+            move_files(Path(folder) / path.name, path)
+    except OSError as error:
+        raise InputError(f"cannot write to folder {path.parent}: {error.strerror}; choose another --output") from error
+
+
+def write_files(model: onnx.ModelProto, path: Path, weights: Weights) -> None:
+    """Writes a model with its weights in `<name>.data` beside it; of no use to others before both are there."""
+    skeleton, held = split(model, EXTERNAL_BYTES)
+    with data_file(path).open("wb") as stream:
+        write_data(skeleton, {**held, **weights}, stream, data_file(path).name)
+    with path.open("wb") as stream:
+        stream.write(skeleton.SerializeToString(deterministic=True))
+
+
+def move_files(source: Path, target: Path) -> None:
+    """Renames a model file that was written whole, its data first: whoever finds the model finds its data."""
+    data_file(source).replace(data_file(target))
+    source.replace(target)
+
+
+def data_file(path: Path) -> Path:
+    """Where `save` keeps the weights of a model that are not in the model file."""
+    return path.with_name(f"{path.name}.data")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

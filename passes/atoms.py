@@ -2,7 +2,7 @@
 
 1. Atoms that `Same` and `Take` tie together are one channel (connected components, scipy).
 2. Freezing spreads through components, and through folds: a frozen product position freezes its coordinates, and a
-   product of frozen coordinates is frozen.
+   product of frozen coordinates is frozen. A channel that is all of some axis (a Split into parts of one) is frozen.
 3. A fold with one part left that is not frozen ties each product position to its coordinate on that part.
 4. A fold with several live parts (heads x width, shuffle groups x channels) makes a product position *composite*: it
    goes when any of its coordinates goes. Two folds that disagree about the same channels lose their shortest part to
@@ -41,10 +41,15 @@ class Atoms:
         for same in relations.same:
             if same.a != same.b and same.a in self.offset and same.b in self.offset:
                 self.edges.append((self.of(same.a), self.of(same.b)))
+        self.alone: list[Ids] = []
         for take in relations.takes:
+            there = take.index >= 0
             if take.whole in self.offset and take.part in self.offset:
-                there = take.index >= 0
                 self.edges.append((self.of(take.whole)[take.index[there]], self.of(take.part)[there]))
+            elif take.whole in self.offset:
+                self.alone.append(self.of(take.whole)[take.index[there]])
+            elif take.part in self.offset:
+                self.alone.append(self.of(take.part)[there])
         self.folds = [fold for fold in relations.folds if fold.whole in self.offset]
         self.loose = list(self.folds)
 
@@ -84,6 +89,8 @@ class Atoms:
         for axis in [freeze.axis for freeze in self.relations.freezes] + list(self.dead):
             if axis in self.offset:
                 frozen[roots[self.of(axis)]] = True
+        for atoms in self.alone:
+            frozen[roots[atoms]] = True
         while True:
             before = int(frozen.sum())
             for fold in self.folds:

@@ -12,6 +12,9 @@ from ..ir.relations import Axis, Freeze, Relations
 _ROOT: Axis = ("", -1)
 """The made-up start of a breadth-first search from all sources at once."""
 
+ALONE = "no two of its channels run through the same places, so there is no width to choose"
+NO_CHANNELS = "its positions are rows, columns or steps, not channels"
+
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
@@ -25,42 +28,53 @@ class Barrier:
 
 
 def barriers_of(
-    graph: Graph, relations: Relations, live: Collection[Axis], known: Collection[Axis]
+    graph: Graph,
+    relations: Relations,
+    live: Collection[Axis],
+    known: Collection[Axis],
+    unfrozen: Collection[Axis],
+    constant: Collection[str],
 ) -> tuple[Barrier, ...]:
-    """For each weight axis that cannot be pruned at all, the nearest reason."""
-    weights = _weight_axes(graph, relations)
-    stuck = [axis for axis in weights if axis not in live and axis in known]
+    """For each weight axis that cannot be pruned at all, the nearest reason; `constant` as for `weight_axes`.
+
+    `live` are the axes that can be pruned, `known` all axes of which something is known, `unfrozen` those of them with
+    channels that nothing holds fast.
+    """
+    weights = weight_axes(graph, relations, constant)
+    stuck = [(name, axis) for name, axis in weights if axis not in live and axis in known]
     if not stuck:
         return ()
     nearest = _nearest_reasons(relations)
     found = []
-    for name, number in stuck:
-        freeze = nearest.get((name, number))
-        if freeze is not None:
-            node: Node | None = graph.nodes[freeze.node] if freeze.node >= 0 else None
-            found.append(
-                Barrier(
-                    name.rpartition("@")[0] if name not in graph.constants else name,
-                    number,
-                    node.label if node else freeze.axis[0],
-                    node.op_type if node else "",
-                    freeze.reason,
-                )
-            )
+    for name, axis in stuck:
+        freeze = nearest.get(axis)
+        if freeze is None:
+            found.append(Barrier(name, axis[1], name, "", ALONE if axis in unfrozen else NO_CHANNELS))
+            continue
+        node: Node | None = graph.nodes[freeze.node] if freeze.node >= 0 else None
+        label, op_type = (node.label, node.op_type) if node else (freeze.axis[0], "")
+        found.append(Barrier(name, axis[1], label, op_type, freeze.reason))
     return tuple(found)
 
 
-def _weight_axes(graph: Graph, relations: Relations) -> list[Axis]:
-    """The channel axes of the constants that nodes sum over: those summed, and those tied to an output."""
-    nodes = {item.node for item in relations.contracts}
+def weight_axes(graph: Graph, relations: Relations, constant: Collection[str]) -> list[tuple[str, Axis]]:
+    """The channel axes of weights, with the weight's name: those summed over, and those tied to an output.
+
+    A weight is a matrix or a kernel among the tensors that depend on constants alone (`constant`: itself one, or a
+    constant that was dequantized or transposed), read by a node that sums over its inputs or that holds it fast.
+    """
+    sums = {item.node for item in relations.contracts}
+    holders = {freeze.node for freeze in relations.freezes if freeze.reason and freeze.axis[0] in constant} - {-1}
     silent = {freeze.axis for freeze in relations.freezes if not freeze.reason}
     found = []
-    for index in sorted(nodes):
+    for index in sorted(sums | holders):
         node = graph.nodes[index]
         for slot, name in enumerate(node.inputs):
-            if name in graph.constants and len(graph.constants[name].shape) >= 2:
-                axes = [(graph.use(node, slot), number) for number in range(len(graph.constants[name].shape))]
-                found += [axis for axis in axes if axis not in silent and relations.length(axis) > 1]
+            shape = graph.shapes.get(name, ())
+            wide = len(shape) if index in sums else sum(size > 1 for size in shape)
+            if name in constant and name not in graph.known and wide >= 2:
+                axes = [(graph.use(node, slot), number) for number in range(len(shape))]
+                found += [(name, axis) for axis in axes if axis not in silent and relations.length(axis) > 1]
     return found
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.graph import Graph, Node, Shape
-from ..ir.ops.maps import Floats, LinearMap, Window, added_constant, linear_map, subtracted_mean
+from ..ir.ops.maps import Floats, LinearMap, Window, added_constant, added_stream, linear_map, subtracted_mean
 from .atoms import Ids
 from .coupling import Coupling
 
@@ -143,6 +143,33 @@ def consumers_of(coupling: Coupling) -> Consumers:
         for number in np.unique(coupling.unit_group[(units := unit_layers(coupling, consumer))[units >= 0]]).tolist():
             by_group[coupling.groups[number].id].append(consumer)
     return Consumers(tuple(found), {name: tuple(items) for name, items in by_group.items()}, tuple(notes))
+
+
+def summed_branch(graph: Graph, consumer: Consumer) -> tuple[str, str] | None:
+    """The tensor that brings a consumer's output to a sum with a stream of the same shape, and that sum; or None.
+
+    A batch normalization may stand between the two. Only tensors with channels on axis 1 are looked at.
+    """
+    if consumer.map.out_axis != 1:
+        return None
+    name = consumer.output
+    users = graph.users.get(name, ())
+    if len(users) == 1 and subtracted_mean(graph, users[0][0], name):
+        name = users[0][0].outputs[0]
+        users = graph.users.get(name, ())
+    if len(users) != 1 or added_stream(graph, users[0][0], name) is None:
+        return None
+    return name, users[0][0].outputs[0]
+
+
+def has_depthwise(graph: Graph) -> bool:
+    """Whether some convolution has as many groups as channels."""
+    maps = ((node, linear_map(graph, node)) for node in graph.nodes)
+    return any(
+        map_.window.groups == graph.shapes[node.inputs[map_.data]][map_.window.axis] > 1
+        for node, map_ in maps
+        if map_ is not None
+    )
 
 
 def unit_layers(coupling: Coupling, consumer: Consumer) -> Ids:

@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.graph import Graph
-from ..ir.load import load
+from ..ir.load import reload
 from ..ir.relate import relations_of
 from ..ir.relations import Axis, Freeze, Relations, is_virtual
 from .atoms import Atoms, Ids, expand
 from .barriers import Barrier, barriers_of
 from .cuts import Cuts, tied_axes
+
+GOES = "(--renormalize may let it go)"
+"""Said of channels that are held by a mean over them alone."""
 
 Widths = Mapping[str, int]
 Kept = Mapping[str, NDArray[np.int64]]
@@ -59,6 +62,14 @@ class Coupling:
         return {group.id: group for group in self.groups}
 
     @cached_property
+    def axes_of(self) -> Mapping[str, tuple[Axis, ...]]:
+        """The axes of each tensor (by analysis name) on which something can be removed."""
+        found: dict[str, tuple[Axis, ...]] = {}
+        for axis in self.layers:
+            found[axis[0]] = (*found.get(axis[0], ()), axis)
+        return found
+
+    @cached_property
     def first_unit(self) -> Mapping[str, int]:
         """The number of each group's unit 0; the units of a group are numbered in a row."""
         starts = np.concatenate([[0], np.cumsum([group.units for group in self.groups])])
@@ -92,16 +103,23 @@ class Coupling:
             for port in self.graph.inputs
             if None in port.dims
         }
-        return load(self.graph.model, shapes=shapes) if shapes else self.graph
+        return reload(self.graph, shapes) if shapes else self.graph
 
     def contracted(self) -> frozenset[Axis]:
         """Axes that some node sums over."""
         return frozenset(item.axis for item in self.relations.contracts)
 
 
-def couple(graph: Graph) -> Coupling:
-    """The coupling of a graph; see the module's rules."""
+def couple(graph: Graph, *, renormalize: bool = False) -> Coupling:
+    """The coupling of a graph; see the module's rules.
+
+    `renormalize` lets go of channels that LayerNormalization and its like (also spelled out, as ReduceMean) take a mean
+    over: in the pruned model the mean is that of the kept channels (decision 0005).
+    """
     relations = relations_of(graph)
+    if not renormalize:
+        relations.freezes.extend(Freeze(item.axis, f"{item.reason} {GOES}", item.node) for item in relations.means)
+        relations.means.clear()
     cut = _cut_or_freeze(graph, relations)
     atoms = Atoms(relations)
     roots, frozen, bound = atoms.solve()
@@ -109,7 +127,9 @@ def couple(graph: Graph) -> Coupling:
     order, groups = _group(graph, layers)
     numbers = np.full(len(roots) + 1, -1, dtype=np.int64)
     numbers[order] = np.arange(len(order))
-    layers = {axis: numbers[rows] for axis, rows in layers.items() if not is_virtual(axis)}
+    unfrozen = layers
+    numbered = {axis: numbers[rows] for axis, rows in layers.items() if not is_virtual(axis)}
+    layers = {axis: rows for axis, rows in numbered.items() if (rows >= 0).any()}
     unit_group = np.repeat(np.arange(len(groups)), [group.units for group in groups])
     starts = np.concatenate([[0], np.cumsum([group.units for group in groups])])
     unit_index = np.arange(len(unit_group)) - starts[unit_group] if len(groups) else np.zeros(0, dtype=np.int64)
@@ -120,7 +140,7 @@ def couple(graph: Graph) -> Coupling:
         layers,
         unit_group,
         unit_index,
-        barriers_of(graph, relations, layers, atoms.offset),
+        barriers_of(graph, relations, layers, atoms.offset, unfrozen, constant_tensors(graph)),
         cut,
     )
 

@@ -7,8 +7,10 @@ there cannot hide here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,21 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ..ir.errors import InputError, TargetError
+from ..ir.external import Lazy, Weights
 from ..ir.graph import Graph
+from ..ir.ops.means import restricted
+from ..ir.ops.quant import rounds_activations
+from ..ir.write import write_files
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
 TOLERANCE = {onnx.TensorProto.FLOAT16: 2e-2, onnx.TensorProto.BFLOAT16: 2e-1}
 DEFAULT_TOLERANCE = 1e-4
+
+ROUNDED_TOLERANCE = 3e-2
+"""For models that round activations to 8 bits, of the original output's range, which the 255 steps were made for: sums
+in another order tip a value over to the next step, and the zeroed original's outputs may span a few steps only."""
 
 ROUNDING = 1e-6
 """An absolute difference that is not counted: sigmoids and softmaxes near 0 have it from rounding at 1."""
@@ -46,9 +56,16 @@ class Equivalence:
 
 def zeroed(original: onnx.ModelProto, plan: Mapping[str, Any]) -> onnx.ModelProto:
     """The original model with every consumer slice of the plan set to zero."""
+    return zeroed_apart(original, {}, plan)[0]
+
+
+def zeroed_apart(
+    original: onnx.ModelProto, weights: Weights, plan: Mapping[str, Any]
+) -> tuple[onnx.ModelProto, dict[str, Lazy]]:
+    """The same for a skeleton and the weights of its placeholders (`ir.external`), which are zeroed when asked for."""
     model = onnx.ModelProto()
     model.CopyFrom(original)
-    tensors = _tensors(model)
+    tensors, apart = _tensors(model), dict(weights)
     for group in plan["groups"]:
         for member in group["members"]:
             if member["role"] != "consumer":
@@ -57,25 +74,74 @@ def zeroed(original: onnx.ModelProto, plan: Mapping[str, Any]) -> onnx.ModelProt
             if tensor is None:
                 raise InputError(f"the plan names tensor '{member['tensor']}', which the original does not have")
             if "node" in member:
-                tensor = _own_copy(model, tensors, member)
-            array = numpy_helper.to_array(tensor).copy()
-            places = (slice(None),) * member["axis"] + (np.asarray(member["removed"], dtype=np.int64),)
-            array[places] = _zero(tensors, member, array)[places]
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(array, name))
-    return model
+                tensor = _own_copy(model, tensors, apart, member)
+            point = _zero_point(tensors, apart, member)
+            lazy = apart.get(tensor.name)
+            if lazy is None:
+                array = _with_zeros(numpy_helper.to_array(tensor), member, point)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            else:
+                make = partial(_made_with_zeros, lazy, member, point)
+                apart[tensor.name] = Lazy(lazy.shape, lazy.dtype, make)
+    _restrict_means(model, plan)
+    return model, apart
 
 
-def _zero(tensors: Mapping[str, onnx.TensorProto], member: Mapping[str, Any], array: Array) -> Array:
-    """What stands for zero at each place: 0, or the zero point that the member's `zero` names, laid along its axis."""
-    if "zero" not in member:
-        return np.zeros_like(array)
-    point = numpy_helper.to_array(tensors[member["zero"]["tensor"]])
+def _restrict_means(model: onnx.ModelProto, plan: Mapping[str, Any]) -> None:
+    """Rewrites the nodes that the plan's `means` name, so that their means are over the channels that are kept."""
+    entries: dict[str, list[Mapping[str, Any]]] = {}
+    for group in plan["groups"]:
+        for entry in group.get("means", ()):
+            entries.setdefault(entry["node"], []).append(entry)
+    if not entries:
+        return
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        own = entries.pop(node.name or (node.output[0] if node.output else ""), [])
+        removed: dict[int, set[int]] = {}
+        for entry in own:
+            removed.setdefault(entry["axis"], set()).update(entry["removed"])
+        gone = {axis: sorted(places) for axis, places in removed.items()}
+        lengths = {entry["axis"]: entry["length"] for entry in own}
+        made = restricted(node, gone, lengths, own[0]["over"], own[0]["type"], opset) if own else ([node], [])
+        if made is None:
+            raise InputError(f"the plan says that '{own[0]['node']}' takes a mean, which {node.op_type} does not")
+        nodes += made[0]
+        model.graph.initializer.extend(made[1])
+    if entries:
+        raise InputError(f"the plan names node '{next(iter(entries))}', which the original does not have")
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _made_with_zeros(lazy: Lazy, member: Mapping[str, Any], point: Array | None) -> Array:
+    return _with_zeros(lazy.make(), member, point)
+
+
+def _with_zeros(array: Array, member: Mapping[str, Any], point: Array | None) -> Array:
+    """A copy of an array with a member's slices set to what stands for zero: 0, or its zero point."""
+    array = array.copy()
+    places = (slice(None),) * member["axis"] + (np.asarray(member["removed"], dtype=np.int64),)
+    if point is None:
+        array[places] = 0
+        return array
     if point.ndim == 1 and point.size > 1:
         shape = [1] * array.ndim
         shape[member["zero"]["axis"]] = point.size
         point = point.reshape(shape)
-    return np.broadcast_to(point.reshape(()) if point.size == 1 else point, array.shape).astype(array.dtype)
+    whole = np.broadcast_to(point.reshape(()) if point.size == 1 else point, array.shape).astype(array.dtype)
+    array[places] = whole[places]
+    return array
+
+
+def _zero_point(tensors: Mapping[str, onnx.TensorProto], apart: Weights, member: Mapping[str, Any]) -> Array | None:
+    """The number that stands for zero which the member's `zero` names, along its axis; None: it is 0."""
+    if "zero" not in member:
+        return None
+    name = member["zero"]["tensor"]
+    return apart[name].make() if name in apart else numpy_helper.to_array(tensors[name])
 
 
 def _tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -88,7 +154,7 @@ def _tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def _own_copy(
-    model: onnx.ModelProto, tensors: dict[str, onnx.TensorProto], member: Mapping[str, Any]
+    model: onnx.ModelProto, tensors: dict[str, onnx.TensorProto], apart: dict[str, Lazy], member: Mapping[str, Any]
 ) -> onnx.TensorProto:
     """A copy of a shared tensor for the one node that the member names (made once)."""
     name = f"{member['tensor']}@{member['node']}"
@@ -97,6 +163,8 @@ def _own_copy(
         copy.CopyFrom(tensors[member["tensor"]])
         copy.name = name
         tensors[name] = copy
+        if member["tensor"] in apart:
+            apart[name] = apart[member["tensor"]]
         for node in model.graph.node:
             if (node.name or (node.output[0] if node.output else "")) == member["node"]:
                 node.input[:] = [name if read == member["tensor"] else read for read in node.input]
@@ -105,17 +173,26 @@ def _own_copy(
 
 def run_plain(model: onnx.ModelProto, feeds: Sequence[Feeds], *, optimize: bool) -> list[list[Array]]:
     """The outputs of a model on each of the feeds; TargetError when ONNX Runtime cannot run it."""
+    return _run(lambda: model.SerializeToString(), feeds, optimize=optimize, prepack=True)
+
+
+def _run(
+    source: Callable[[], bytes | str], feeds: Sequence[Feeds], *, optimize: bool, prepack: bool
+) -> list[list[Array]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(source(), options, providers=["CPUExecutionProvider"])
         return [session.run(None, dict(feed)) for feed in feeds]
     except Exception as error:
-        raise TargetError(f"ONNX Runtime cannot run the model: {str(error).strip()[:300]}") from error
+        said = " ".join(str(error).split())
+        raise TargetError(f"ONNX Runtime cannot run the model: {said[:300]}") from error
 
 
 def check(
@@ -128,25 +205,66 @@ def check(
 ) -> Equivalence:
     """Compares the zeroed original with the pruned model on the feeds.
 
-    The tolerance is 1e-4 of the output's range (its largest magnitude in the zeroed original), more for 16-bit floats.
+    The tolerance is 1e-4 of the output's range (its largest magnitude in the zeroed original), more for 16-bit floats
+    and for activations rounded to 8 bits.
     """
     expected = run_plain(zeroed(original, plan), feeds, optimize=optimize)
     found = run_plain(pruned, feeds, optimize=optimize)
+    scales = run_plain(original, feeds, optimize=optimize) if rounds_activations(original) else expected
+    return _compared(original, expected, found, scales)
+
+
+def check_runs(graph: Graph, file: Path | None = None) -> None:
+    """Raises TargetError when ONNX Runtime cannot run a graph's model once on random inputs; from its file if given."""
+    feeds, file = random_feeds(graph, 1), file or graph.file
+    if file is None:
+        run_plain(graph.model, feeds, optimize=False)
+    else:
+        _run(lambda: str(file), feeds, optimize=False, prepack=False)
+
+
+def check_files(
+    original: onnx.ModelProto,
+    weights: Weights,
+    pruned: Path,
+    plan: Mapping[str, Any],
+    feeds: Sequence[Feeds],
+    scratch: Path,
+) -> Equivalence:
+    """`check` for models that are too large to be held twice: a skeleton with its weights, and a file.
+
+    The zeroed original is written to the folder `scratch`; ONNX Runtime maps the weights of one after the other from
+    the disk, and makes no copies of its own of them.
+    """
+    model, apart = zeroed_apart(original, weights, plan)
+    path = scratch / "zeroed.onnx"
+    write_files(model, path, apart)
+    expected = _run(lambda: str(path), feeds, optimize=False, prepack=False)
+    found = _run(lambda: str(pruned), feeds, optimize=False, prepack=False)
+    return _compared(original, expected, found, expected)
+
+
+def _compared(
+    original: onnx.ModelProto, expected: list[list[Array]], found: list[list[Array]], scales: list[list[Array]]
+) -> Equivalence:
+    """`scales` are outputs whose range is one with that of `expected` as the range of an output."""
     names = [value.name for value in original.graph.output]
+    runs = list(zip(expected, found, scales, strict=True))
     by_output = {
-        name: max(_difference(want[place], have[place]) for want, have in zip(expected, found, strict=True))
+        name: max(_difference(want[place], have[place], scale[place]) for want, have, scale in runs)
         for place, name in enumerate(names)
     }
-    return Equivalence(max(by_output.values(), default=0.0), tolerance_of(original), by_output, len(feeds))
+    return Equivalence(max(by_output.values(), default=0.0), tolerance_of(original), by_output, len(expected))
 
 
 def tolerance_of(model: onnx.ModelProto) -> float:
-    """1e-4, or what the coarsest float type of the model's weights allows."""
+    """1e-4, or what the coarsest float type of the model's weights allows, or the rounding of its activations."""
     types = {tensor.data_type for tensor in _tensors(model).values()}
-    return max([DEFAULT_TOLERANCE, *(value for dtype, value in TOLERANCE.items() if dtype in types)])
+    allowed = [DEFAULT_TOLERANCE, *(value for dtype, value in TOLERANCE.items() if dtype in types)]
+    return max([*allowed, ROUNDED_TOLERANCE] if rounds_activations(model) else allowed)
 
 
-def _difference(want: Any, have: Any) -> float:
+def _difference(want: Any, have: Any, scale: Any) -> float:
     if not isinstance(want, np.ndarray):
         return 0.0 if want == have else float("inf")
     if want.shape != have.shape:
@@ -159,7 +277,7 @@ def _difference(want: Any, have: Any) -> float:
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return float("inf")
     finite = np.isfinite(a)
-    span = float(np.abs(a[finite]).max(initial=0.0))
+    span = max(float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in (want, scale))
     apart = max(float(np.abs(a[finite] - b[finite]).max(initial=0.0)) - ROUNDING, 0.0)
     return apart / (span or 1.0)
 

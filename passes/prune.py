@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ..ir.errors import PruneError
-from ..ir.graph import Graph, Node, Shape
+from ..ir.external import Lazy, Weights
+from ..ir.graph import Constant, Graph, Node, Shape
 from ..ir.load import parts
 from ..ir.ops import known_nodes, rule_for
 from ..ir.ops.sizes import constant_behind
@@ -26,8 +27,8 @@ from ..ir.relate import relations_of
 from ..ir.relations import Axis
 from ..ir.scope import Edit, View
 from ..ir.shapes import evaluate
-from ..ir.write import Array, Changes, apply
-from .coupling import Coupling, Kept, constant_tensors
+from ..ir.write import Array, Changes, apply, weights_after
+from .coupling import Coupling, Group, Kept, constant_tensors
 
 Plan = dict[str, Any]
 Mask = NDArray[np.bool_]
@@ -35,10 +36,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """A pruned model and its plan (CONTRACTS section 2)."""
+    """A pruned model and its plan (CONTRACTS section 2); `weights` are the values of the model's placeholders.
+
+    There are placeholders only where the original was loaded with its weights left on the disk.
+    """
 
     model: onnx.ModelProto
     plan: Plan
+    weights: Weights = field(default_factory=dict)
 
 
 def prune(coupling: Coupling, kept: Kept) -> Pruned:
@@ -51,7 +56,8 @@ def prune(coupling: Coupling, kept: Kept) -> Pruned:
     changes = Changes(shapes=masks.shapes)
     _slice_constants(coupling.graph, masks, changes)
     _patch_nodes(coupling, masks, changes)
-    return Pruned(apply(coupling.graph, changes), plan_of(coupling, kept))
+    weights = weights_after(coupling.graph, changes)
+    return Pruned(apply(coupling.graph, changes), plan_of(coupling, kept), weights)
 
 
 def _check(coupling: Coupling, kept: Kept) -> None:
@@ -110,14 +116,21 @@ def _slice_constants(graph: Graph, masks: _Masks, changes: Changes) -> None:
         for node, slot, use in uses:
             key = tuple(masks.of((use, axis)).tobytes() for axis in range(len(constant.shape)))
             variants.setdefault(key, []).append((node, slot))
-        array = constant.array()
         for number, (key, places) in enumerate(variants.items()):
             keep = [np.frombuffer(mask, dtype=np.bool_) for mask in key]
-            sliced = _slice(array, keep)
             if number == 0 and name not in graph.captured():
-                changes.tensors[name] = sliced
+                changes.tensors[name] = _sliced(constant, keep)
             else:
+                sliced = _slice(constant.array(), keep)
                 changes.inputs.update({(node.index, slot): sliced for node, slot in places})
+
+
+def _sliced(constant: Constant, keep: list[Mask]) -> Array | Lazy:
+    """The slice of a constant, or where its value is on the disk, how to make it."""
+    if constant.lazy is None:
+        return _slice(constant.array(), keep)
+    shape = tuple(int(mask.sum()) for mask in keep)
+    return Lazy(shape, constant.lazy.dtype, lambda: _slice(constant.array(), keep))
 
 
 def _slice(array: Array, keep: list[Mask]) -> Array:
@@ -174,7 +187,7 @@ def _settle_values(coupling: Coupling, masks: _Masks, wanted: list[tuple[Node, i
         known = evaluate(changed, *parts(changed), masks.shapes, graph.dtypes)
         for node, slot, value in computed:
             if (node.index, slot) not in changes.inputs and not _comes_out(known, node, slot, value):
-                changes.inputs[node.index, slot] = _keep_open(coupling, node.inputs[slot], value)
+                changes.inputs[node.index, slot] = _keep_open(coupling, node, slot, value)
 
 
 def _comes_out(known: Mapping[str, Array], node: Node, slot: int, value: Array) -> bool:
@@ -204,18 +217,21 @@ def _set_elements(
     return True
 
 
-def _keep_open(coupling: Coupling, name: str, value: Array) -> Array:
-    """The value to write in place of a computed one: -1 for the one number that depends on an open dimension."""
-    before, after = coupling.graph.known[name].reshape(-1), coupling.opened.known.get(name)
-    moving = np.flatnonzero(before != (before if after is None else after.reshape(-1)))
-    if len(moving) > 1 or (len(moving) == 1 and (value == -1).any()):
+def _keep_open(coupling: Coupling, node: Node, slot: int, value: Array) -> Array:
+    """The value to write in place of a computed one: what depends on open dimensions is left to the operator's data."""
+    name, graph = node.inputs[slot], coupling.graph
+    after = coupling.opened.known.get(name)
+    if after is None:
+        return value
+    moving = (graph.known[name] != after).reshape(-1)
+    rule = rule_for(graph, node)
+    new = rule.leave_open(View(graph, node), value.reshape(-1), moving) if moving.any() and rule is not None else value
+    if new is None:
         raise PruneError(
-            f"the shape '{name}' depends on {len(moving)} open dimensions and on pruned channels; "
+            f"the sizes '{name}' depend on {moving.sum()} open dimensions and on pruned channels; "
             "fix the input shape with --shape and export the model with that shape"
         )
-    new = value.copy()
-    new.reshape(-1)[moving] = -1
-    return new
+    return np.asarray(new.reshape(value.shape))
 
 
 def plan_of(coupling: Coupling, kept: Kept) -> Plan:
@@ -245,8 +261,28 @@ def plan_of(coupling: Coupling, kept: Kept) -> Plan:
             if role == "consumer" and (zero := _zero_point(graph, name, node)) is not None:
                 member["zero"] = {"tensor": zero[0], "axis": zero[1]}
             members.append(member | ({"node": node.label} if shared else {}))
-        groups.append({"id": group.id, "units": group.units, "kept": [int(unit) for unit in units], "members": members})
+        entry = {"id": group.id, "units": group.units, "kept": [int(unit) for unit in units], "members": members}
+        means = list(_means(coupling, group, removed))
+        groups.append(entry | ({"means": means} if means else {}))
     return {"schema_version": 1, "groups": groups}
+
+
+def _means(coupling: Coupling, group: Group, removed: Mask) -> Iterator[dict[str, Any]]:
+    """The nodes whose means are over fewer channels now (axes counted from the end)."""
+    graph, axes = coupling.graph, set(group.axes)
+    for item in coupling.relations.means:
+        if item.axis not in axes:
+            continue
+        rank = len(graph.shapes[item.axis[0]])
+        gone = np.flatnonzero(~coupling.positions(item.axis, removed))
+        yield {
+            "node": graph.nodes[item.node].label,
+            "axis": item.axis[1] - rank,
+            "length": coupling.relations.length(item.axis),
+            "over": [axis - rank for _, axis in item.over],
+            "type": int(graph.dtypes.get(item.axis[0], onnx.TensorProto.FLOAT)),
+            "removed": gone.tolist(),
+        }
 
 
 def _zero_point(graph: Graph, name: str, node: Node) -> tuple[str, int] | None:

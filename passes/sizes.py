@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from ..ir.graph import Graph, Node, Shape
 from ..ir.ops import View, known_nodes, rule_for
@@ -62,16 +64,47 @@ class Sizes:
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         """The shape of every tensor, constants by their analysis names and by their own."""
+        return dict(self.coupling.graph.shapes) | self._changed(self._axes, widths)
+
+    def _changed(self, axes: Iterable[Axis], widths: Mapping[str, int]) -> dict[str, Shape]:
+        """The new shapes of the tensors that have these axes."""
+        shapes = self.coupling.graph.shapes
+        found: dict[str, list[int]] = {}
+        for name, number in axes:
+            base = name if name in shapes else name.rpartition("@")[0]
+            found.setdefault(name, list(shapes[base]))[number] = self.length((name, number), widths)
+        changed = {name: tuple(shape) for name, shape in found.items()}
+        return changed | {name.rpartition("@")[0]: shape for name, shape in changed.items() if name not in shapes}
+
+    def held(self, name: str) -> tuple[int, int]:
+        """Parameters and multiply-accumulates that go when a whole group goes and all others stay."""
         graph = self.coupling.graph
-        changed: dict[str, list[int]] = {}
-        for name, number in self._axes:
-            base = name if name in graph.shapes else name.rpartition("@")[0]
-            changed.setdefault(name, list(graph.shapes[base]))[number] = self.length((name, number), widths)
-        shapes = dict(graph.shapes) | {name: tuple(shape) for name, shape in changed.items()}
-        for name in changed:
-            if name not in graph.shapes:
-                shapes[name.rpartition("@")[0]] = shapes[name]
-        return shapes
+        changed = self._changed(self.coupling.by_id[name].axes, {name: 0})
+        params = sum(
+            int(np.prod(shape)) - int(np.prod(changed[use]))
+            for use in changed
+            if (shape := self._floats.get(use)) is not None
+        )
+        nodes = {index: node for use in changed for index, node in self._touching.get(use, {}).items()}
+        macs = 0
+        for node in nodes.values():
+            near = {name: graph.shapes[name] for name in (*node.inputs, *node.outputs) if name in graph.shapes}
+            macs += _node_macs(graph, node, near) - _node_macs(graph, node, near | changed)
+        return params, macs
+
+    @cached_property
+    def _floats(self) -> dict[str, Shape]:
+        """Shapes of the constants that count as parameters, by analysis name."""
+        return {use: shape for use, shape, dtype in self._constant_uses if dtype != TensorProto.INT64}
+
+    @cached_property
+    def _touching(self) -> dict[str, dict[int, Node]]:
+        """For each tensor (by analysis name) the nodes that read or make it, by index."""
+        found: dict[str, dict[int, Node]] = {}
+        for node in self._nodes:
+            for use in (*(self.coupling.graph.use(node, slot) for slot in _given(node)), *node.outputs):
+                found.setdefault(use, {})[node.index] = node
+        return found
 
     def macs(self, widths: Mapping[str, int]) -> int:
         """Multiply-accumulates of one run at the graph's input shapes."""
@@ -90,7 +123,7 @@ class Sizes:
     def params(self, widths: Mapping[str, int]) -> int:
         """Elements of all float constants."""
         shapes = self.shapes(widths)
-        return sum(int(np.prod(shapes.get(use, shape))) for use, shape, dtype in self._constant_uses if dtype != 7)
+        return sum(int(np.prod(shapes.get(use, shape))) for use, shape in self._floats.items())
 
     def weight_bytes(self, widths: Mapping[str, int]) -> int:
         """Bytes of all constants."""
@@ -101,6 +134,10 @@ class Sizes:
             int(np.prod(shapes.get(use, shape))) * helper.tensor_dtype_to_np_dtype(dtype).itemsize
             for use, shape, dtype in self._constant_uses
         )
+
+
+def _given(node: Node) -> list[int]:
+    return [slot for slot, name in enumerate(node.inputs) if name]
 
 
 def _node_macs(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> int:

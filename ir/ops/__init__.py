@@ -13,25 +13,19 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from ..graph import Graph, Node, Shape
 from ..scope import Edit, Scope, View
 
-__all__ = ["Edit", "OpRule", "Scope", "View", "all_rules", "known_nodes", "lowering_of", "rule_for"]
+__all__ = ["Edit", "OpRule", "Scope", "View", "all_rules", "known_nodes", "rule_for", "since_version"]
 
 FAMILIES = (
     "attention", "conv", "elementwise", "layout", "linear", "norm", "opaque", "picks", "pieces", "pool", "quant",
     "reduce", "rnn", "source",
 )  # fmt: skip
-
-_TORCH_FAMILIES = (
-    "control", "conv", "elementwise", "layout", "linear", "norm", "picks", "pieces", "pool", "quant", "reduce", "rnn",
-    "signal", "source",
-)  # fmt: skip
-
-_WITHOUT_RULE = frozenset({("Constant", 11), ("Constant", 12), ("Crop", 0), ("ImageScaler", 0)})
-"""Operators that torch runs but that are no matter of coupling, with the version of their definition (0: dropped)."""
 
 MICROSOFT = "com.microsoft"
 
@@ -44,6 +38,9 @@ def no_macs(view: View, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
 def no_change(edit: Edit) -> None:
     """For operators that need no new attribute when their tensors shrink."""
 
+
+Sizes = NDArray[Any]
+"""The value of an input that holds sizes: int64 of shape (count,)."""
 
 Zeros = tuple[tuple[int, ...], ...]
 """Alternatives: input slots that, all zero on a channel, make the output zero there; -1 stands for every input."""
@@ -85,6 +82,8 @@ class OpRule:
     `since` lists the definition versions (ONNX's since_version) that the rule was written for.
     `zeros` says which inputs must be zero on a channel for the output to be zero there; `zero_points` gives, for a slot
     with quantized numbers, the slot of the number that stands for zero and the axis along which it is laid.
+    `leave_open` writes sizes of which some (a mask) depend on open dimensions, so that the operator takes these from
+    its data; None where it has no way to say so.
     """
 
     relate: Callable[[Scope], None]
@@ -96,6 +95,7 @@ class OpRule:
     domain: str = ""
     zeros: Callable[[View], Zeros] = unknown
     zero_points: Callable[[View], Mapping[int, tuple[int, int]]] = lambda view: {}
+    leave_open: Callable[[View, Sizes, NDArray[np.bool_]], Sizes | None] = lambda view, sizes, moving: None
 
 
 Rules = Mapping[tuple[str, str, int], OpRule]
@@ -120,7 +120,8 @@ def _enter(table: dict[tuple[str, str, int], OpRule], name: str, rule: OpRule) -
 
 
 @cache
-def _since_version(op_type: str, domain: str, opset: int) -> int:
+def since_version(op_type: str, domain: str, opset: int) -> int:
+    """The version of an operator's definition that an opset selects."""
     try:
         return int(onnx.defs.get_schema(op_type, opset, domain).since_version)
     except onnx.defs.SchemaError:
@@ -129,33 +130,8 @@ def _since_version(op_type: str, domain: str, opset: int) -> int:
 
 def rule_for(graph: Graph, node: Node) -> OpRule | None:
     """The rule of a node, None when there is none for its operator at this opset."""
-    since = _since_version(node.op_type, node.domain, graph.opsets.get(node.domain, 1))
+    since = since_version(node.op_type, node.domain, graph.opsets.get(node.domain, 1))
     return all_rules().get((node.domain, node.op_type, since))
-
-
-@cache
-def _lowerings() -> Mapping[str, Callable[[View, Any], Callable[..., Any]]]:
-    """The torch forms of all families by operator; see `<family>_torch.py`."""
-    table: dict[str, Callable[[View, Any], Callable[..., Any]]] = {}
-    for family in _TORCH_FAMILIES:
-        for name, lower in import_module(f".{family}_torch", __package__).LOWER.items():
-            if name in table:
-                raise ValueError(f"operator {name} has two torch forms")
-            table[name] = lower
-    return table
-
-
-def lowering_of(graph: Graph, node: Node) -> Callable[[View, Any], Callable[..., Any]] | None:
-    """The torch form of a node's operator at this opset: a function (view, torch) -> function of tensors."""
-    rule = rule_for(graph, node)
-    if rule is not None:
-        from .microsoft_torch import MICROSOFT_LOWER
-
-        own = MICROSOFT_LOWER if node.domain == MICROSOFT else {}
-        return rule.lower or own.get(node.op_type) or _lowerings().get(node.op_type)
-    since = _since_version(node.op_type, node.domain, graph.opsets.get(node.domain, 1))
-    plain = not node.domain and ((node.op_type, since) in _WITHOUT_RULE or (node.op_type == "Constant" and since > 12))
-    return _lowerings().get(node.op_type) if plain else None
 
 
 def known_nodes(graph: Graph) -> frozenset[int]:

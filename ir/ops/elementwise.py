@@ -137,4 +137,5 @@ RULES: dict[str, OpRule | tuple[OpRule, ...]] = {
         name: OpRule(relate_elementwise, (1,), domain=MICROSOFT, zeros=_ZEROS[name])
         for name in ("BiasGelu", "FastGelu", "QuickGelu")
     },
+    "Gelu": (*_rules("Gelu"), OpRule(relate_elementwise, (1,), domain=MICROSOFT, zeros=first)),
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ShapeError
-from . import Edit, OpRule, Scope, first
+from . import Edit, OpRule, Scope, Sizes, View, first
 from .elementwise import broadcast_into
 
 
@@ -27,6 +28,21 @@ def patch_reshape(edit: Edit) -> None:
     if old is None or len(old) != len(edit.new_out_shape()):
         return
     edit.set_ints("shape", 1, [n if o > 0 else o for o, n in zip(old, edit.new_out_shape(), strict=True)])
+
+
+def open_reshape(view: View, sizes: Sizes, moving: NDArray[np.bool_]) -> Sizes | None:
+    """Reshape: 0 copies a leading axis that the data has as well, -1 is the rest, once."""
+    new, data = sizes.copy(), view.shape(0)
+    old = view.value(1)
+    for place in range(min(len(new), len(data)) if old is not None and not view.attr("allowzero", 0) else 0):
+        if data[place] != old[place]:
+            break
+        if moving[place]:
+            new[place], moving = 0, np.where(np.arange(len(new)) == place, False, moving)
+    if moving.sum() + (new == -1).sum() > 1:
+        return None
+    new[moving] = -1
+    return new
 
 
 def relate_transpose(s: Scope) -> None:
@@ -90,7 +106,9 @@ def relate_space_to_depth(s: Scope) -> None:
 
 
 RULES = {
-    "Reshape": OpRule(relate_reshape, (1, 5, 13, 14, 19, 21, 23, 24, 25), patch_reshape, zeros=first),
+    "Reshape": OpRule(
+        relate_reshape, (1, 5, 13, 14, 19, 21, 23, 24, 25), patch_reshape, zeros=first, leave_open=open_reshape
+    ),
     "Flatten": OpRule(relate_reshape, (1, 9, 11, 13, 21, 23, 24, 25), zeros=first),
     "Transpose": OpRule(relate_transpose, (1, 13, 21, 23, 24, 25), zeros=first),
     "Squeeze": OpRule(relate_squeeze, (1, 11, 13, 21, 23, 24, 25), zeros=first),

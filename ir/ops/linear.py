@@ -56,6 +56,8 @@ def macs_product(view: View, ins: Sequence[Shape], outs: Sequence[Shape]) -> int
 
 def relate_fused_matmul(s: Scope) -> None:
     """com.microsoft.FusedMatMul: a MatMul whose last two axes may be transposed."""
+    if s.attr("transBatchA", 0) or s.attr("transBatchB", 0):
+        raise ShapeError("the axes of the batch are transposed with the matrix")
     a = "... K T" if s.attr("transA", 0) else "... T K"
     b = "... O K" if s.attr("transB", 0) else "... K O"
     s.signature(f"{a}, {b} -> ... T O")
@@ -141,6 +143,7 @@ RULES = {
     ),
     "Einsum": OpRule(relate_einsum, (12, 28), macs=macs_einsum, zeros=either),
     "FusedMatMul": OpRule(relate_fused_matmul, (1,), macs=macs_product, domain=MICROSOFT, zeros=either),
+    "TransposeMatMul": OpRule(relate_fused_matmul, (1,), macs=macs_product, domain=MICROSOFT, zeros=either),
     "DynamicQuantizeMatMul": OpRule(
         relate_dynamic_product,
         (1,),

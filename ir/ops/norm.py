@@ -35,7 +35,7 @@ def patch_group_norm(edit: Edit) -> None:
 def relate_layer_norm(s: Scope) -> None:
     """LayerNormalization and RMSNormalization: all axes from `axis` on are normalised together."""
     broadcast_into(s, range(len(s.node.inputs)))
-    freeze_from(s, s.axis(-1, s.rank(0)))
+    mean_from(s, s.axis(-1, s.rank(0)))
 
 
 def relate_skip_layer_norm(s: Scope) -> None:
@@ -48,13 +48,12 @@ def relate_skip_layer_norm(s: Scope) -> None:
         if number == 3 and name:
             for axis, other in zip(s.out_axes(3), s.out_axes(), strict=True):
                 s.same(axis, other)
-    freeze_from(s, s.rank(0) - 1)
+    mean_from(s, s.rank(0) - 1)
 
 
-def freeze_from(s: Scope, start: int, slot: int = 0) -> None:
-    """Freezes the axes from `start` on: the operator mixes all their positions."""
-    for axis in range(start, s.rank(slot)):
-        s.freeze(s.inp(slot, axis), f"{s.node.op_type} mixes all channels of this axis")
+def mean_from(s: Scope, start: int) -> None:
+    """States that mean and variance are over the axes from `start` on."""
+    s.mean([s.inp(0, axis) for axis in range(start, s.rank(0))], f"{s.node.op_type} mixes all channels of this axis")
 
 
 def relate_over_axis(s: Scope) -> None:
@@ -80,12 +79,12 @@ RULES = {
     "BatchNormalization": OpRule(relate_batch_norm, (1, 6, 7, 9, 14, 15), zeros=weights),
     "InstanceNormalization": OpRule(relate_instance_norm, (1, 6, 22), zeros=weights),
     "GroupNormalization": OpRule(relate_group_norm, (18, 21), patch_group_norm),
-    "LayerNormalization": OpRule(relate_layer_norm, (17,)),
-    "RMSNormalization": OpRule(relate_layer_norm, (23,)),
+    "LayerNormalization": OpRule(relate_layer_norm, (1, 17), zeros=weights),
+    "RMSNormalization": OpRule(relate_layer_norm, (23,), zeros=weights),
     "LpNormalization": OpRule(relate_over_axis, (1, 22), zeros=first),
     "LRN": OpRule(relate_lrn, (1, 13)),
     "MeanVarianceNormalization": OpRule(relate_mean_variance, (9, 13)),
     "SkipLayerNormalization": OpRule(relate_skip_layer_norm, (1,), domain=MICROSOFT),
     "SkipSimplifiedLayerNormalization": OpRule(relate_skip_layer_norm, (1,), domain=MICROSOFT),
-    "SimplifiedLayerNormalization": OpRule(relate_layer_norm, (1,)),
+    "SimplifiedLayerNormalization": OpRule(relate_layer_norm, (1,), zeros=weights),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from . import MICROSOFT, OpRule, Scope, View, first, spatial
 from .elementwise import broadcast_into
@@ -13,9 +14,9 @@ def relate_linear(s: Scope) -> None:
     broadcast_into(s, (0,))
     rank = s.rank(0)
     for slot in (1, 2):
-        if not s.has(slot) or s.rank(slot) == 0:
-            continue
-        if s.rank(slot) == 1 and s.shape(slot)[0] > 1:
+        if not s.has(slot) or np.prod(s.shape(slot)) == 1:
+            continue  # per tensor
+        if s.rank(slot) == 1:
             s.same(s.inp(slot, 0), s.inp(0, s.axis(1, rank)))
         elif s.rank(slot) == rank:
             for axis, (a, b) in enumerate(zip(s.shape(slot), s.shape(0), strict=True)):
@@ -24,6 +25,15 @@ def relate_linear(s: Scope) -> None:
                 else:
                     s.freeze(s.inp(0, axis), "blocks along this axis share a scale")
                     s.freeze(s.inp(slot, axis), "blocks along this axis share a scale")
+
+
+def rounds_activations(model: onnx.ModelProto) -> bool:
+    """Whether a model rounds values to a few bits while it runs (weights that are stored so do not count)."""
+    return any(
+        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul")
+        or node.op_type.startswith("QLinear")
+        for node in model.graph.node
+    )
 
 
 def points(view: View) -> dict[int, tuple[int, int]]:
@@ -58,6 +68,20 @@ def relate_qlinear_pool(s: Scope) -> None:
     s.signature(f"n{x} C -> n{y} C" if s.attr("channels_last", 0) else f"n C{x} -> n C{y}")
 
 
+def relate_qlinear_where(s: Scope) -> None:
+    """com.microsoft.QLinearWhere: condition, x, scale, zero, y, scale, zero, z_scale, z_zero."""
+    broadcast_into(s, (0, 1, 4))
+
+
+def relate_qlinear_softmax(s: Scope) -> None:
+    """com.microsoft.QLinearSoftmax: a Softmax of the opset that its attribute names, on bytes."""
+    broadcast_into(s, (0,))
+    rank, old = s.rank(0), int(s.attr("opset", 13)) < 13
+    start = s.axis(1 if old else -1, rank)
+    for axis in range(start, rank if old else start + 1):
+        s.freeze(s.inp(0, axis), "QLinearSoftmax mixes all channels of this axis")
+
+
 def relate_qlinear_concat(s: Scope) -> None:
     """com.microsoft.QLinearConcat: the output's scale and zero point, then each input with its own."""
     axis, start = s.axis(1, len(s.out_shape())), 0
@@ -78,6 +102,8 @@ RULES: dict[str, OpRule | tuple[OpRule, ...]] = {
     "QLinearLeakyRelu": OpRule(relate_qlinear_unary, (1,), domain=MICROSOFT),
     "QLinearMul": OpRule(relate_qlinear_binary, (1,), domain=MICROSOFT),
     "QLinearSigmoid": OpRule(relate_qlinear_unary, (1,), domain=MICROSOFT),
+    "QLinearSoftmax": OpRule(relate_qlinear_softmax, (1,), domain=MICROSOFT),
+    "QLinearWhere": OpRule(relate_qlinear_where, (1,), domain=MICROSOFT),
     "DynamicQuantizeLinear": OpRule(relate_dynamic, (11,), zeros=first),
     "QuantizeLinear": (_VERSIONS, _STEPS),
     "DequantizeLinear": (_VERSIONS, _STEPS),

@@ -16,7 +16,9 @@ def relate_reduce(s: Scope) -> None:
     if not axes:
         axes = () if s.attr("noop_with_empty_axes", 0) else tuple(range(rank))
     gone = {axis % rank for axis in axes}
-    _collapse(s, gone, bool(s.attr("keepdims", 1)), sums=s.node.op_type in _SUMS)
+    if s.node.op_type == "ReduceMean":
+        s.mean([s.inp(0, axis) for axis in sorted(gone)], f"{s.node.op_type} runs over this axis")
+    _collapse(s, gone, bool(s.attr("keepdims", 1)), how=s.node.op_type)
 
 
 def relate_arg(s: Scope) -> None:
@@ -24,15 +26,15 @@ def relate_arg(s: Scope) -> None:
     _collapse(s, {s.axis(0, s.rank(0))}, bool(s.attr("keepdims", 1)))
 
 
-def _collapse(s: Scope, gone: set[int], keepdims: bool, *, sums: bool = False) -> None:
+def _collapse(s: Scope, gone: set[int], keepdims: bool, *, how: str = "") -> None:
     place = 0
     for axis in range(s.rank(0)):
-        if axis in gone and sums:
+        if axis in gone and how in _SUMS:
             s.same(s.inp(0, axis), s.inp(0, axis))
             s.contract(s.inp(0, axis))
-        elif axis in gone:
+        elif axis in gone and how != "ReduceMean":
             s.freeze(s.inp(0, axis), f"{s.node.op_type} runs over this axis")
-        else:
+        elif axis not in gone:
             s.same(s.inp(0, axis), s.out(place))
         place += keepdims or axis not in gone
 

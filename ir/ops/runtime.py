@@ -30,6 +30,8 @@ NARROW_FLOATS = frozenset(
 )
 """ONNX types that are carried as float32 (23 and 24 are FLOAT4E2M1 and FLOAT8E8M0)."""
 
+FLOAT8E8M0 = 24
+
 RANGES = {
     _T.UINT8: (0, 255), _T.INT8: (-128, 127), _T.UINT16: (0, 65535), _T.INT16: (-32768, 32767),
     _T.INT32: (-(2**31), 2**31 - 1), _T.UINT4: (0, 15), _T.INT4: (-8, 7), 25: (0, 3), 26: (-2, 1),
@@ -124,14 +126,19 @@ def round_through(x: Any, torch: Any) -> Any:
     return x + (torch.round(x) - x).detach() if x.requires_grad else torch.round(x)
 
 
-def narrowed(x: Any, dtype: int, torch: Any, *, saturate: bool = True) -> Any:
-    """x rounded to a narrow float type and carried on as it was, with the gradient of the identity."""
+def narrowed(x: Any, dtype: int, torch: Any, *, saturate: bool = True, round_mode: str = "up") -> Any:
+    """x rounded to a narrow float type and carried on as it was, with the gradient of the identity.
+
+    `round_mode` holds for FLOAT8E8M0, which has powers of two only; the other types round to even.
+    """
     kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
     array = x.detach().cpu().to(torch.float32).numpy()
     if saturate and dtype in _SATURATING:
         limit = float(ml_limits(kind)[1])
         array = np.where(np.isnan(array), array, np.clip(array, -limit, limit))
-    found = torch.from_numpy(array.astype(kind).astype(np.float32)).to(x.device, x.dtype)
+    powers = dtype == FLOAT8E8M0
+    codes = onnx.numpy_helper.to_float8e8m0(array, saturate, round_mode) if powers else array.astype(kind)
+    found = torch.from_numpy(codes.astype(np.float32)).to(x.device, x.dtype)
     return x + (found - x).detach() if x.requires_grad else found
 
 

@@ -60,6 +60,21 @@ _PLAIN_CONSTANTS = {
 }
 
 
+def filled_tensor(proto: onnx.NodeProto, length: Mapping[str, onnx.TensorProto], room: int) -> onnx.TensorProto | None:
+    """The tensor that a ConstantOfShape makes of a constant shape; None for other nodes, and for integers.
+
+    `length` are the model's small constants by name; a tensor of more than `room` bytes is not made either. Integers
+    are left to the arithmetic of shapes.
+    """
+    if proto.op_type != "ConstantOfShape" or proto.domain not in ("", "ai.onnx") or proto.input[0] not in length:
+        return None
+    shape = onnx.numpy_helper.to_array(length[proto.input[0]])
+    fill = next((onnx.numpy_helper.to_array(item.t) for item in proto.attribute), np.zeros(1, np.float32))
+    if fill.dtype.kind in "iub" or np.prod(shape, dtype=np.float64) * fill.itemsize > room:
+        return None
+    return onnx.numpy_helper.from_array(np.full(shape, fill.reshape(-1)[0], fill.dtype), proto.output[0])
+
+
 def size_value(node: Node, shape: Shape) -> NDArray[Any] | None:
     """What a Shape or Size node gives for an input of this shape; None for other nodes."""
     if node.domain or node.op_type not in ("Shape", "Size"):

@@ -97,8 +97,9 @@ UNARY = [
     Record("BitwiseNot", between_convs(_bitwise_not)),
     Record("Cast", between_convs(_cast)),
     Record("Clip", between_convs(_clip)),
-    Record(
-        "QuickGelu", between_convs(partial(lambda net, x: net.op("QuickGelu", x, domain=MICROSOFT))), domain=MICROSOFT
+    *(
+        Record(op, between_convs(partial(lambda net, x, op: net.op(op, x, domain=MICROSOFT), op=op)), domain=MICROSOFT)
+        for op in ("Gelu", "QuickGelu")
     ),
     Record(
         "BiasGelu",

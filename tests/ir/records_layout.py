@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from net import Net
+from net import MICROSOFT, Net
 from onnx import TensorProto
 from record import Record, between_convs
 
@@ -156,10 +156,10 @@ def _roi_pool(net: Net) -> Net:
     return net.output(net.conv(net.op("MaxRoiPool", x, boxes, pooled_shape=[3, 2]), 7, 13))
 
 
-def _grid_sample(net: Net) -> Net:
+def _grid_sample(net: Net, domain: str = "") -> Net:
     x = net.conv(net.input(2, 3, 5, 11), 3, 7)
     grid = net.const(net.rng.uniform(-1, 1, (2, 4, 3, 2)), np.float32)
-    return net.output(net.conv(net.op("GridSample", x, grid), 7, 13))
+    return net.output(net.conv(net.op("GridSample", x, grid, domain=domain), 7, 13))
 
 
 POOLS = [
@@ -177,6 +177,7 @@ POOLS = [
     Record("RoiAlign", _roi_align, open_batch=False),
     Record("MaxRoiPool", _roi_pool, open_batch=False),
     Record("GridSample", _grid_sample, open_batch=False),
+    Record("GridSample", partial(_grid_sample, domain=MICROSOFT), domain=MICROSOFT, open_batch=False),
 ]
 
 
@@ -263,6 +264,23 @@ def _concat(net: Net, x: str) -> str:
     return net.op("Concat", x, net.conv("x0", 3, 4), x, axis=1)
 
 
+def _single_channels(net: Net) -> Net:
+    """Three maps of one channel: none of them can go, what makes them can."""
+    x = net.input(2, 3, 5, 11)
+    parts = [net.conv(net.op("Relu", net.conv(x, 3, 5)), 5, 1) for _ in range(3)]
+    return net.output(net.conv(net.op("Concat", *parts, axis=1), 3, 13))
+
+
+def _packed_heads(net: Net) -> Net:
+    """Q, K and V in one product, told apart by an axis of length 3 (ONNX Runtime writes Split and Squeeze for it)."""
+    x = net.dense(net.input(2, 4, 11), 11, 75)
+    parts = net.ops("Split", net.op("Reshape", x, net.ints(0, 0, 3, 5, 5)), net.ints(1, 1, 1), count=3, axis=2)
+    q, k, v = (net.op("Transpose", net.op("Squeeze", part, net.ints(2)), perm=[0, 2, 1, 3]) for part in parts)
+    scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    y = net.op("Transpose", net.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    return net.output(net.dense(net.op("Reshape", y, net.ints(0, 0, 25)), 25, 13))
+
+
 def _split(net: Net, x: str, sizes: tuple[int, ...] | None, order: tuple[int, ...]) -> str:
     """Split, and the parts put together in another order."""
     count = len(order)
@@ -324,6 +342,8 @@ PIECES = [
         since=(2, 11, 13, 18),
     ),
     Record("Split", between_convs(partial(_split, sizes=(3, 4), order=(0, 1))), (3, 4), label="order"),
+    Record("Split", _packed_heads, (5, 5), label="into parts of one", since=(13,)),
+    Record("Concat", _single_channels, (5, 5, 5), label="of single channels"),
     Record("Slice", between_convs(partial(_slice, start=2, end=6), after=4), (3, 4)),
     Record("Slice", between_convs(_slices, after=9), (2, 2, 3), label="overlap"),
     Record("Slice", between_convs(partial(_slice, start=0, end=4, axis=2)), label="rows"),

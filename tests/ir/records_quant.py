@@ -36,9 +36,9 @@ def _stored_weights(net: Net, axis: int | None) -> Net:
     return net.output(net.op("Conv", net.op("Relu", x), _dequantized(net, (13, 7, 1, 1), axis)))
 
 
-def _stored_bias(net: Net) -> Net:
-    """A bias of 32-bit integers, as ONNX Runtime's static quantization writes it."""
-    bias = net.op("DequantizeLinear", net.const(net.rng.integers(-999, 999, 7), np.int32), _scales(net, 7), axis=0)
+def _stored_bias(net: Net, scales: int) -> Net:
+    """A bias of 32-bit integers, as ONNX Runtime's static quantization writes it: a scale for each or one in a list."""
+    bias = net.op("DequantizeLinear", net.const(net.rng.integers(-999, 999, 7), np.int32), _scales(net, scales), axis=0)
     x = net.op("Conv", net.input(2, 3, 5, 11), _dequantized(net, (7, 3, 1, 1), 0), bias)
     return net.output(net.op("Conv", net.op("Relu", x), _dequantized(net, (13, 7, 1, 1), 0)))
 
@@ -122,7 +122,15 @@ RECORDS = [
         "DequantizeLinear", partial(_stored_weights, axis=0), label="per channel", since=(13, 19, 21, 23, 24, 25, 28)
     ),
     Record("DequantizeLinear", partial(_stored_weights, axis=1), label="per input", since=(13, 19, 21, 23, 24, 25, 28)),
-    Record("DequantizeLinear", _stored_bias, label="bias", since=(13, 19, 21, 23, 24, 25, 28)),
+    *(
+        Record(
+            "DequantizeLinear",
+            partial(_stored_bias, scales=count),
+            label=f"bias, {count} scales",
+            since=(13, 19, 21, 23, 24, 25, 28),
+        )
+        for count in (1, 7)
+    ),
     Record("DequantizeLinear", _blocked, label="blocked", since=(21, 23, 24, 25, 28)),
     Record("QuantizeLinear", between_convs(_fake_quantized), label="per tensor"),
     Record(

@@ -298,6 +298,17 @@ def _quantized_pair(net: Net, op: str) -> Net:
     return net.output(net.op("DequantizeLinear", _byte_conv(net, y, scale, zero, 7, 13), scale, zero))
 
 
+def _quantized_choice(net: Net) -> Net:
+    """com.microsoft.QLinearWhere between QLinearConv: one of two maps, by the sign of the input's first channel."""
+    scale, zero = net.const(0.03, np.float32), net.const(120, np.uint8)
+    image = net.input(2, 3, 5, 11)
+    x = net.op("QuantizeLinear", image, scale, zero)
+    a, b = (_byte_conv(net, x, scale, zero, 3, 7) for _ in range(2))
+    positive = net.op("Greater", net.op("ReduceMax", image, axes=[1]), net.const(1, np.float32))
+    y = net.op("QLinearWhere", positive, a, scale, zero, b, scale, zero, scale, zero, domain=MICROSOFT)
+    return net.output(net.op("DequantizeLinear", _byte_conv(net, y, scale, zero, 7, 13), scale, zero))
+
+
 def _quantized_single(net: Net, op: str, **attrs: Any) -> Net:
     scale, zero = net.const(0.03, np.float32), net.const(120, np.uint8)
     x = net.op("QuantizeLinear", net.input(2, 3, 5, 11), scale, zero)
@@ -381,6 +392,16 @@ RUNTIME = [
         partial(_quantized_single, op="QLinearAveragePool", kernel_shape=[2, 3]),
         domain=MICROSOFT,
     ),
+    Record("QLinearSoftmax", partial(_quantized_single, op="QLinearSoftmax", axis=3, opset=13), domain=MICROSOFT),
+    Record(
+        "QLinearSoftmax",
+        partial(_quantized_single, op="QLinearSoftmax", axis=1, opset=12),
+        (),
+        MICROSOFT,
+        label="before opset 13",
+        barrier="QLinearSoftmax mixes",
+    ),
+    Record("QLinearWhere", _quantized_choice, domain=MICROSOFT),
     Record("QLinearConcat", partial(_quantized_single, op="QLinearConcat"), (4, 7), MICROSOFT),
     *(Record("QGemm", partial(_qgemm, transposed=t), domain=MICROSOFT, label=str(t)) for t in (0, 1)),
     Record("MatMulIntegerToFloat", _integer_to_float, domain=MICROSOFT),

@@ -119,8 +119,15 @@ def _einsum_chain(net: Net) -> Net:
     return net.output(net.op("Einsum", net.op("Relu", x), net.weight(13, 7, 11), equation="nthd,ohd->nto"))
 
 
-def _fused(net: Net, x: str) -> str:
-    return net.op("FusedMatMul", x, net.weight(11, 7), domain=MICROSOFT, transB=1, alpha=0.5)
+def _fused(net: Net, x: str, op: str) -> str:
+    return net.op(op, x, net.weight(11, 7), domain=MICROSOFT, transB=1, alpha=0.5)
+
+
+def _batch_transposed(net: Net) -> Net:
+    """FusedMatMul whose left factor has its batch and its rows in the other order: (5 tokens, 2, 3 channels)."""
+    x = net.dense(net.input(5, 2, 3, closed=True), 3, 7)
+    y = net.op("FusedMatMul", x, net.weight(2, 7, 11), domain=MICROSOFT, transBatchA=1)
+    return net.output(net.dense(net.op("Relu", y), 11, 13))
 
 
 def _fused_gemm(net: Net) -> Net:
@@ -144,7 +151,19 @@ PRODUCTS = [
     Record("Einsum", partial(_einsum, first="nti,oi->nto", second="nti,io->nto", shapes=((7, 3), (7, 13)))),
     Record("Einsum", partial(_einsum, first="...i,oi", second="...i,oi->o...", shapes=((7, 3), (13, 7))), label="dots"),
     Record("Einsum", _einsum_chain, (7, 11), label="heads"),
-    Record("FusedMatMul", between_products(_fused, after=11), (7, 11), MICROSOFT),
+    *(
+        Record(op, between_products(partial(_fused, op=op), after=11), (7, 11), MICROSOFT)
+        for op in ("FusedMatMul", "TransposeMatMul")
+    ),
+    Record(
+        "FusedMatMul",
+        _batch_transposed,
+        (),
+        MICROSOFT,
+        label="batch transposed",
+        barrier="axes of the batch are transposed",
+        open_batch=False,
+    ),
     Record("FusedGemm", _fused_gemm, (7, 11), MICROSOFT),
 ]
 

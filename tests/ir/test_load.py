@@ -139,6 +139,19 @@ def test_sparse_initializers_are_made_dense_and_said_so() -> None:
     halves_exactly(graph)
 
 
+def test_weights_that_constant_of_shape_makes_are_written_out_and_said_so() -> None:
+    model = plain().model()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "c1")
+    model.graph.initializer.remove(bias)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7], np.int64), "length"))
+    fill = helper.make_tensor("fill", onnx.TensorProto.FLOAT, [1], [0.5])
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["length"], ["c1"], value=fill))
+    graph = load(model, shapes=SHAPES)
+    assert graph.notes == ("1 constants that ConstantOfShape makes were written out",)
+    np.testing.assert_array_equal(graph.constants["c1"].array(), np.full(7, 0.5, np.float32))
+    halves_exactly(graph)
+
+
 def test_functions_are_inlined_and_said_so() -> None:
     model = plain().model()
     function = helper.make_function(

@@ -38,7 +38,7 @@ class Growing:
 
 def conv(g: Growing) -> None:
     x, (c, h, w) = g.pick()
-    o = g.number(2, 9)
+    o = g.number(1, 9)
     g.add(g.net.conv(x, c, o, kernel=(3, 3), pads=[1, 1, 1, 1]), o, h, w)
 
 
@@ -90,7 +90,8 @@ def meet(g: Growing) -> None:
 def concat(g: Growing) -> None:
     x, (c, h, w) = g.pick()
     y, (d, h2, w2) = g.pick()
-    parts = [(x, c), (g.net.conv(x, c, 3), 3)]
+    new = g.number(1, 3)
+    parts = [(x, c), (g.net.conv(x, c, new), new)]
     if (h2, w2) == (h, w):
         parts.append((y, d))
     parts = parts[::-1] if g.number(0, 1) else parts
@@ -99,9 +100,9 @@ def concat(g: Growing) -> None:
 
 def split(g: Growing) -> None:
     x, (c, h, w) = g.pick()
-    if c < 4:
+    if c < 2:
         return
-    first = g.number(2, c - 2)
+    first = g.number(1, c - 1)
     a, b = g.net.ops("Split", x, g.net.ints(first, c - first), count=2, axis=1)
     g.add(g.net.op("Concat", b, g.net.op("Tanh", a), axis=1), c, h, w)
     g.add(b, c - first, h, w)
@@ -112,13 +113,13 @@ def slices(g: Growing) -> None:
     if c < 4:
         return
     start = g.number(0, c - 3)
-    end = g.number(start + 2, c)
+    end = g.number(start + 1, c)
     g.add(g.net.op("Slice", x, g.net.ints(start), g.net.ints(end), g.net.ints(1)), end - start, h, w)
 
 
 def gather(g: Growing) -> None:
     x, (c, h, w) = g.pick()
-    index = [g.number(0, c - 1) for _ in range(g.number(2, 6))]
+    index = [g.number(0, c - 1) for _ in range(g.number(1, 6))]
     g.add(g.net.op("Gather", x, g.net.ints(*index), axis=1), len(index), h, w)
 
 
@@ -160,7 +161,7 @@ def pool(g: Growing) -> None:
 
 def deconv(g: Growing) -> None:
     x, (c, h, w) = g.pick()
-    o = g.number(2, 7)
+    o = g.number(1, 7)
     if h <= 8:
         y = g.net.op("ConvTranspose", x, g.net.weight(c, o, 2, 2), g.net.weight(o), strides=[2, 2])
         g.add(y, o, 2 * h, 2 * w)
@@ -200,6 +201,23 @@ def unit_length(g: Growing) -> None:
     g.add(y, 5, h, w)
 
 
+def spatial_attention(g: Growing) -> None:
+    """Each pixel's largest value and the sum over its channels, one channel each, weigh all channels."""
+    x, (c, h, w) = g.pick()
+    most, total = g.net.op("ReduceMax", x, axes=[1]), g.net.op("ReduceSum", x, g.net.ints(1))
+    one = g.net.conv(g.net.op("Concat", most, total, axis=1), 2, 1)
+    g.add(g.net.op("Mul", x, g.net.op("Sigmoid", one)), c, h, w)
+
+
+def singles(g: Growing) -> None:
+    """A map in parts of one channel each, which are weighed and put together again."""
+    x, (c, h, w) = g.pick()
+    y = g.net.op("Tanh", g.net.conv(x, c, 3))
+    parts = g.net.ops("Split", y, g.net.ints(1, 1, 1), count=3, axis=1)
+    g.add(g.net.op("Concat", parts[2], parts[0], axis=1), 2, h, w)
+    g.add(g.net.op("Mul", x, parts[1]), c, h, w)
+
+
 def held(g: Growing) -> None:
     """A softmax over channels, or a mean: barriers in the middle of everything."""
     x, (c, h, w) = g.pick()
@@ -209,7 +227,8 @@ def held(g: Growing) -> None:
 
 STEPS = [
     conv, conv, grouped, depthwise, activation, normalisation, residual, meet, concat, split, slices, gather, pad,
-    shuffle, squeeze_and_excitation, pixel_shuffle, pool, deconv, channels_last, attention, unit_length, held,
+    shuffle, squeeze_and_excitation, pixel_shuffle, pool, deconv, channels_last, attention, unit_length,
+    spatial_attention, singles, held,
 ]  # fmt: skip
 
 

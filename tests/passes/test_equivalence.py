@@ -110,6 +110,17 @@ def test_a_model_that_does_not_run_is_the_targets_fault() -> None:
         run_plain(broken, random_feeds(graph, 1), optimize=False)
 
 
+def test_activations_that_are_rounded_widen_the_tolerance_and_stored_weights_do_not() -> None:
+    net = Net()
+    scale, zero = net.const(0.05, np.float32), net.const(3, np.int8)
+    stored = net.const(net.rng.integers(-99, 99, (7, 3, 1, 1)), np.int8)
+    x = net.op("Conv", net.input(2, 3, 5, 11), net.op("DequantizeLinear", stored, scale, zero))
+    assert tolerance_of(net.output(x).model()) == 1e-4
+    net.outputs.clear()
+    rounded = net.op("DequantizeLinear", net.op("QuantizeLinear", x, scale, zero), scale, zero)
+    assert tolerance_of(net.output(rounded).model()) == 3e-2
+
+
 def test_coarse_weights_widen_the_tolerance() -> None:
     graph, _ = case()
     assert tolerance_of(graph.model) == 1e-4

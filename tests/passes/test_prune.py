@@ -143,6 +143,28 @@ def test_a_computed_reshape_with_an_open_batch_follows(batch: int) -> None:
     assert_exact(graph, pruned, feeds_for(other, 1), optimize=False)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_open_size_beside_a_rest_is_copied_from_the_data(batch: int) -> None:
+    """Heads are split by one computed shape, (batch, -1, heads, width), for two tensors whose widths differ later."""
+    net = Net(17)
+    x = net.input(2, 5, 3)
+    size = net.op("Gather", net.op("Shape", x), net.ints(0), axis=0)
+    width = net.op("Div", net.op("Gather", net.op("Shape", first := net.dense(x, 3, 12)), net.ints(2)), net.ints(3))
+    shape = net.op("Concat", size, net.ints(-1), net.ints(3), width, axis=0)
+    query, value = (net.op("Reshape", y, shape) for y in (first, net.dense(x, 3, 12)))
+    scores = net.op("Softmax", net.op("MatMul", query, net.op("Transpose", query, perm=[0, 1, 3, 2])), axis=-1)
+    mixed = net.op("MatMul", scores, value)
+    net.output(net.dense(net.op("Reshape", mixed, net.ints(0, 0, -1)), 12, 5))
+    graph = graph_of(net)
+    coupling = couple(graph)
+    assert len(coupling.groups) > 1
+    other = load(graph.model, shapes={"x0": (batch, 5, 3)})
+    for group in coupling.groups:
+        assert_exact(
+            graph, prune(coupling, {group.id: np.arange(group.units // 2)}), feeds_for(other, 1), optimize=False
+        )
+
+
 def test_a_size_that_enters_the_result_as_a_number_keeps_its_value() -> None:
     """Division by the square root of a width: the pruned model divides by the original's, as the zeroed one does."""
     net = Net()
