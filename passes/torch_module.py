@@ -1,13 +1,17 @@
 """The nn.Module that `to_torch` makes; torch is imported when the first one is made.
 
-torch forbids '.' in the names of parameters, so that inside the module 'a.b' is called 'w_a~1b' ('~' is '~0', as in
-JSON pointers). `state_dict`, `load_state_dict` and `weights` speak ONNX names.
+1. torch forbids '.' in the names of parameters, so that inside the module 'a.b' is called 'w_a~1b' ('~' is '~0', as in
+   JSON pointers). `state_dict`, `load_state_dict` and `weights` speak ONNX names.
+2. Every tensor that is not tiny is a registered parameter or buffer and held once: the module keeps the model without
+   the weights' numbers, and reads its tensors by attribute at each call, so that wrappers (DDP, FSDP,
+   `functional_call`, parametrizations) can put others in their place.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +19,12 @@ import onnx
 
 from ..ir.errors import InputError, NetAdaptError
 from ..ir.graph import Graph, Shape
-from ..ir.load import load
-from ..ir.lowering import Program, bare_graph, build
+from ..ir.load import reload
+from ..ir.lowering import Program, bare_graph, build, held
+from ..ir.ops.quant_torch import on_grid
 from ..ir.ops.runtime import RANGES, as_tensor, carrier
+from ..ir.ops.training import grid_of
+from .lean import lean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +59,15 @@ def unescape(name: str) -> str:
     return name.removeprefix("w_").replace("~1", ".").replace("~0", "~")
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where the program's constant `path` is: the module's attribute, and its grid where it is trained on one."""
+
+    key: str
+    path: str
+    grid: tuple[int, int] | None
+
+
 class LoweredModule(Module):
     """A graph in torch; see `onnx_netadapt.passes.to_torch.to_torch`.
 
@@ -63,24 +79,27 @@ class LoweredModule(Module):
         from torch import nn
 
         super().__init__()
-        self.graph = graph
         self.frozen = dict(frozen)
         self._program = build(graph, torch)
         self._programs: dict[Shapes, Program] = {}
         self._own_shapes = tuple(graph.shapes.get(port.name, ()) for port in graph.inputs)
         self._any_shape = _serves_any_shape(graph, self._program)
         self._texts: dict[str, Any] = {}
-        self._literals: dict[Any, dict[str, Any]] = {}
-        chosen = frozenset(trainable)
-        for name in sorted(self._program.constants):
-            value = as_tensor(graph.constants[name].array(), torch)
+        chosen, constants, slots = frozenset(trainable), held(graph), []
+        names = display_names(graph)
+        for path in sorted(self._program.constants):
+            value, name = as_tensor(constants[path].array(), torch), names[path]
             if not isinstance(value, torch.Tensor):
-                self._texts[name] = value
+                self._texts[path] = value
             elif name in chosen:
                 master = value if value.is_floating_point() else value.to(torch.float32)
                 self.register_parameter(escape(name), nn.Parameter(master))
+                slots.append(Slot(escape(name), path, grid_of(constants[path])))
             else:
                 self.register_buffer(escape(name), value, persistent=value.is_floating_point())
+                slots.append(Slot(escape(name), path, None))
+        self._slots = tuple(slots)
+        self.graph = lean(graph, self._program.constants)
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trainable tensors by ONNX name."""
@@ -95,12 +114,18 @@ class LoweredModule(Module):
         """
         tensors = self._take(inputs)
         program = self._program_for(tensors)
-        given = {**self._texts, **self._moved(program)}
-        for key, value in (*self._parameters.items(), *self._buffers.items()):
-            given[unescape(key)] = value
+        given = dict(self._texts)
+        for slot in self._slots:
+            given[slot.path] = self._value(slot)
         found = program.run(tensors, given)
         outputs = [_finish(value, port.dtype) for value, port in zip(found, self.graph.outputs, strict=True)]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _value(self, slot: Slot) -> Any:
+        import torch
+
+        value = getattr(self, slot.key)
+        return value if slot.grid is None else on_grid(value, slot.grid, torch)
 
     def _take(self, inputs: Sequence[Any]) -> list[Any]:
         ports = self.graph.inputs
@@ -128,22 +153,6 @@ class LoweredModule(Module):
             self._programs[shapes] = disable(_program_at)(self.graph, shapes)
         return self._programs[shapes]
 
-    def _moved(self, program: Program) -> Mapping[str, Any]:
-        """The program's literals where they must be on another device than the one they were made on."""
-        import torch
-
-        held = (*self._parameters.values(), *self._buffers.values())
-        some = next((value for value in held if value is not None), None)
-        if some is None or some.device.type == "cpu":
-            return {}
-        key = (id(program), some.device)
-        if key not in self._literals:
-            self._literals[key] = {
-                name: value.to(some.device) if isinstance(value, torch.Tensor) else value
-                for name, value in program.literals.items()
-            }
-        return self._literals[key]
-
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         inner: dict[str, Any] = {}
         super()._save_to_state_dict(inner, "", keep_vars)
@@ -169,7 +178,7 @@ class LoweredModule(Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # programs are functions made on the spot, which cannot be pickled; they are built again
-        state = {key: v for key, v in self.__dict__.items() if key not in ("_program", "_programs", "_literals")}
+        state = {key: v for key, v in self.__dict__.items() if key not in ("_program", "_programs")}
         return _empty, (), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -177,7 +186,17 @@ class LoweredModule(Module):
 
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._program = build(self.graph, torch)
-        self._programs, self._literals = {}, {}
+        self._programs = {}
+
+
+def display_names(graph: Graph) -> dict[str, str]:
+    """What each constant is called, by its path: its own name; in a body, the path where the name is not its own."""
+    found = held(graph)
+    taken = Counter(constant.name for constant in found.values())
+    return {
+        path: path if path in graph.constants or taken[constant.name] > 1 else constant.name
+        for path, constant in found.items()
+    }
 
 
 def _carried(value: Any, dtype: int) -> Any:
@@ -218,7 +237,7 @@ def _serves_any_shape(graph: Graph, program: Program) -> bool:
         if None in port.dims
     }
     try:
-        other = load(graph.model, shapes=larger)
+        other = reload(graph, larger)
     except NetAdaptError:
         return False
     return all(name in other.known and other.known[name].tolist() == value for name, value in used.items())
@@ -241,7 +260,7 @@ def _program_at(graph: Graph, shapes: Shapes) -> Program:
     for value in opened.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        other = load(opened, shapes=wanted)
+        other = reload(replace(graph, model=opened), wanted)
     except NetAdaptError:
         other = replace(bare_graph(graph.model), dtypes=graph.dtypes)
     return build(other, torch)

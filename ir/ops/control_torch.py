@@ -1,25 +1,27 @@
 """The torch forms of control flow: If, Loop and Scan run their bodies; sequences are Python lists.
 
-The tensors that a body reads from outside come behind the node's own inputs, in the order of `Node.captures`.
+The tensors that a body reads from outside come behind the node's own inputs, in the order of `Node.captures`; behind
+them come the weights that stand in the bodies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ..lowering import Program, build_body
+from ..lowering import Body, build_body, inner_weights
 from . import View
 from .runtime import Lowered, Lowering
 
 
-def _body(view: View, name: str, torch: Any) -> Program:
-    return build_body(view.graph, view.node.attrs[name], torch)
+def _body(view: View, name: str, torch: Any) -> Body:
+    return build_body(view.graph, view.node, name, torch)
 
 
-def _outer(view: View, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The node's own inputs, and the outer tensors that its bodies read, by name."""
-    count = len(view.node.inputs)
-    return args[:count], dict(zip(view.node.captures, args[count:], strict=True))
+def _outer(view: View) -> Callable[[tuple[Any, ...]], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A function of all that the node reads: its own inputs, and what its bodies read besides, by name."""
+    count, names = len(view.node.inputs), (*view.node.captures, *inner_weights(view.graph, view.node))
+    return lambda args: (args[:count], dict(zip(names, args[count:], strict=True)))
 
 
 def _unpack(outputs: list[Any]) -> Any:
@@ -28,10 +30,10 @@ def _unpack(outputs: list[Any]) -> Any:
 
 def lower_if(view: View, torch: Any) -> Lowered:
     """If: one of two bodies."""
-    yes, no = _body(view, "then_branch", torch), _body(view, "else_branch", torch)
+    yes, no, split = _body(view, "then_branch", torch), _body(view, "else_branch", torch), _outer(view)
 
     def run(*args: Any) -> Any:
-        (condition,), outer = _outer(view, args)
+        (condition,), outer = split(args)
         return _unpack((yes if bool(condition) else no).run([], outer))
 
     return run
@@ -39,14 +41,14 @@ def lower_if(view: View, torch: Any) -> Lowered:
 
 def lower_loop(view: View, torch: Any) -> Lowered:
     """Loop: a body of (number, condition, carried ...) -> (condition, carried ..., scanned ...)."""
-    body = _body(view, "body", torch)
+    body, split = _body(view, "body", torch), _outer(view)
     carried = len(view.node.inputs) - 2
 
     def run(*args: Any) -> Any:
-        (limit, condition, *state), outer = _outer(view, args)
+        (limit, condition, *state), outer = split(args)
         most = int(limit) if limit is not None else None
         going, number = True if condition is None else bool(condition), 0
-        scanned: list[list[Any]] = [[] for _ in range(len(body.outputs) - 1 - carried)]
+        scanned: list[list[Any]] = [[] for _ in range(len(body.program.outputs) - 1 - carried)]
         while going and (most is None or number < most):
             outputs = body.run([torch.tensor(number), torch.tensor(going), *state], outer)
             going, state = bool(outputs[0]), list(outputs[1 : 1 + carried])
@@ -63,12 +65,13 @@ def lower_scan(view: View, torch: Any) -> Lowered:
     body, scans = _body(view, "body", torch), int(view.attr("num_scan_inputs"))
     if view.version < 9:
         return _scan_batched(view, torch, body, scans)
-    return lambda *args: _unpack(_scan(view, torch, body, scans, *_outer(view, args)))
+    split = _outer(view)
+    return lambda *args: _unpack(_scan(view, torch, body, scans, *split(args)))
 
 
-def _scan(view: View, torch: Any, body: Program, scans: int, inputs: Any, outer: Any) -> list[Any]:
+def _scan(view: View, torch: Any, body: Body, scans: int, inputs: Any, outer: Any) -> list[Any]:
     states = list(inputs[: len(inputs) - scans])
-    results = len(body.outputs) - len(states)
+    results = len(body.program.outputs) - len(states)
     axes = view.attr("scan_input_axes", [0] * scans)
     columns = [list(x.unbind(int(axis))) for x, axis in zip(inputs[len(states) :], axes, strict=True)]
     turned = view.attr("scan_input_directions", view.attr("directions", [0] * scans))
@@ -88,11 +91,12 @@ def _scan(view: View, torch: Any, body: Program, scans: int, inputs: Any, outer:
     return [*states, *stacked]
 
 
-def _scan_batched(view: View, torch: Any, body: Program, scans: int) -> Lowered:
+def _scan_batched(view: View, torch: Any, body: Body, scans: int) -> Lowered:
     """Scan of opset 8: lengths first, then every input with a batch axis in front."""
+    split = _outer(view)
 
     def run(*args: Any) -> Any:
-        (lengths, *inputs), outer = _outer(view, args)
+        (lengths, *inputs), outer = split(args)
         found = []
         for place in range(inputs[0].shape[0]):
             sample = [each[place] for each in inputs]
@@ -107,15 +111,15 @@ def _scan_batched(view: View, torch: Any, body: Program, scans: int) -> Lowered:
 
 def lower_sequence_map(view: View, torch: Any) -> Lowered:
     """SequenceMap: a body applied to the elements of sequences side by side."""
-    body = _body(view, "body", torch)
+    body, split = _body(view, "body", torch), _outer(view)
 
     def run(*args: Any) -> Any:
-        inputs, outer = _outer(view, args)
+        inputs, outer = split(args)
         rows = [
             body.run([each[k] if isinstance(each, list) else each for each in inputs], outer)
             for k in range(len(inputs[0]))
         ]
-        return _unpack([[row[k] for row in rows] for k in range(len(body.outputs))])
+        return _unpack([[row[k] for row in rows] for k in range(len(body.program.outputs))])
 
     return run
 

@@ -134,5 +134,4 @@ LOWER: dict[str, Lowering] = {
     "ConvTranspose": lower_conv_transpose,
     "ConvInteger": lower_conv_integer,
     "QLinearConv": lower_qlinear_conv,
-    "FusedConv": lower_fused_conv,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,15 @@ def lower_div(view: View, torch: Any) -> Lowered:
     return run
 
 
+def lower_equal(view: View, torch: Any) -> Lowered:
+    """Equal, of numbers or of texts."""
+
+    def run(a: Any, b: Any) -> Any:
+        return torch.from_numpy(np.asarray(a == b)) if isinstance(a, np.ndarray) else torch.eq(a, b)
+
+    return run
+
+
 def lower_mod(view: View, torch: Any) -> Lowered:
     """Mod: the sign of the divisor, or with fmod that of the dividend."""
     found: Lowered = torch.fmod if view.attr("fmod", 0) else torch.remainder
@@ -76,17 +85,17 @@ def lower_pow(view: View, torch: Any) -> Lowered:
 
 def lower_cast(view: View, torch: Any) -> Lowered:
     """Cast and, with the second operand's type, CastLike."""
-    saturate = bool(view.attr("saturate", 1))
+    way = {"saturate": bool(view.attr("saturate", 1)), "round_mode": str(view.attr("round_mode", "up"))}
     if "to" in view.node.attrs:
-        return _caster(int(view.attr("to")), torch, saturate=saturate)
+        return _caster(int(view.attr("to")), torch, way)
     dtype = view.graph.dtypes.get(view.node.inputs[1])
     if dtype is not None:
-        cast = _caster(dtype, torch, saturate=saturate)
+        cast = _caster(dtype, torch, way)
         return lambda x, like: cast(x)
     return lambda x, like: x.to(like.dtype)
 
 
-def _caster(dtype: int, torch: Any, *, saturate: bool) -> Lowered:
+def _caster(dtype: int, torch: Any, way: Mapping[str, Any]) -> Lowered:
     target = carrier(dtype, torch)
     halves: dict[int, Any] = {_T.FLOAT16: torch.float16, _T.BFLOAT16: torch.bfloat16}
     rounding = halves.get(dtype)
@@ -98,7 +107,7 @@ def _caster(dtype: int, torch: Any, *, saturate: bool) -> Lowered:
             # the gradient passes through both conversions
             return x.to(rounding).to(target)
         if dtype in NARROW_FLOATS:
-            return narrowed(x.to(target), dtype, torch, saturate=saturate)
+            return narrowed(x.to(target), dtype, torch, **way)
         if dtype in RANGES and x.dtype != torch.bool and target in (torch.int64, torch.int8, torch.uint8):
             return _wrap(x, dtype, torch).to(target)
         return x.to(target)
@@ -224,6 +233,10 @@ def _shrink(torch: Any, x: Any, bias: float, lambd: float) -> Any:
     return moved.to(x.dtype)
 
 
+lower_quick_gelu = _formula(lambda torch, x, alpha: x * torch.sigmoid(alpha * x), alpha=1.702)
+"""com.microsoft QuickGelu."""
+
+
 def _functional(name: str) -> Lowering:
     return lambda view, torch: getattr(torch.nn.functional, name)
 
@@ -240,13 +253,12 @@ LOWER: dict[str, Lowering] = {
     **{name: _fold(name.lower()) for name in ("Add", "Sub", "Mul")},
     **{name: _fold(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
     **{f"Bitwise{name}": _plain(f"bitwise_{name.lower()}") for name in ("And", "Not", "Or", "Xor")},
-    "Equal": _plain("eq"), "Greater": _plain("gt"), "GreaterOrEqual": _plain("ge"), "Less": _plain("lt"),
+    "Equal": lower_equal, "Greater": _plain("gt"), "GreaterOrEqual": _plain("ge"), "Less": _plain("lt"),
     "LessOrEqual": _plain("le"), "Not": _plain("logical_not"), "Max": _fold("maximum"), "Min": _fold("minimum"),
     "Sum": _fold("add"), "Mean": lower_mean, "Div": lower_div, "Mod": lower_mod, "Pow": lower_pow,
     "BitCast": lower_bit_cast, "BitShift": lower_bit_shift, "Cast": lower_cast, "CastLike": lower_cast,
     "Clip": lower_clip,
     "Dropout": lower_dropout, "PRelu": lower_prelu, "IsInf": lower_is_inf, "Gelu": lower_gelu,
-    "BiasGelu": lower_bias_gelu, "FastGelu": lower_bias_gelu,
     "Identity": lambda view, torch: lambda x: x,
     "HardSwish": _functional("hardswish"), "Mish": _functional("mish"), "Softplus": _functional("softplus"),
     "Softsign": _functional("softsign"),
@@ -262,6 +274,5 @@ LOWER: dict[str, Lowering] = {
     "HardSigmoid": _formula(lambda torch, x, a, b: torch.clamp(x * a + b, 0, 1), alpha=0.2, beta=0.5),
     "Shrink": _formula(_shrink, bias=0.0, lambd=0.5),
     "Swish": _formula(lambda torch, x, alpha: x * torch.sigmoid(alpha * x), alpha=1.0),
-    "QuickGelu": _formula(lambda torch, x, alpha: x * torch.sigmoid(alpha * x), alpha=1.702),
     "ThresholdedRelu": _formula(lambda torch, x, a: torch.where(x > a, x, torch.zeros_like(x)), alpha=1.0),
 }  # fmt: skip

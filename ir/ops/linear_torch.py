@@ -93,6 +93,4 @@ LOWER: dict[str, Lowering] = {
     "MatMulInteger": lower_matmul_integer,
     "QLinearMatMul": lower_qlinear_matmul,
     "Einsum": lower_einsum,
-    "FusedMatMul": lower_fused_matmul,
-    "FusedGemm": lower_fused_gemm,
 }

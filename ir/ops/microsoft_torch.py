@@ -10,9 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from . import View
-from .linear_torch import lower_gemm
-from .pool_torch import lower_average_pool
-from .quant_torch import requantize
+from .conv_torch import lower_fused_conv
+from .elementwise_torch import lower_bias_gelu, lower_gelu, lower_quick_gelu
+from .linear_torch import lower_fused_gemm, lower_fused_matmul, lower_gemm
+from .norm_torch import lower_skip_layer_norm, lower_skip_simplified
+from .pool_torch import lower_average_pool, lower_grid_sample
+from .quant_torch import lower_dequantize, lower_dynamic_quantize, lower_quantize, requantize
 from .runtime import Lowered, Lowering, refuse
 
 
@@ -65,6 +68,28 @@ def lower_qlinear_concat(view: View, torch: Any) -> Lowered:
     return run
 
 
+def lower_qlinear_softmax(view: View, torch: Any) -> Lowered:
+    """QLinearSoftmax: x, scale, zero, y_scale, y_zero; over all axes from `axis` on where `opset` is below 13."""
+    finish, old = requantize(view, torch, 4), int(view.attr("opset", 13)) < 13
+
+    def run(x: Any, sx: Any, zx: Any, sy: Any, zy: Any) -> Any:
+        x, axis = _real(x, sx, zx, torch), view.axis(1 if old else -1, x.dim())
+        y = torch.softmax(x.flatten(axis), axis).reshape(x.shape) if old else torch.softmax(x, axis)
+        return finish(y, 1 / sy, zy)
+
+    return run
+
+
+def lower_qlinear_where(view: View, torch: Any) -> Lowered:
+    """QLinearWhere: condition, then x and y with scale and zero point each, then the output's."""
+    finish = requantize(view, torch, 8)
+
+    def run(c: Any, x: Any, sx: Any, zx: Any, y: Any, sy: Any, zy: Any, sz: Any, zz: Any) -> Any:
+        return finish(torch.where(c, _real(x, sx, zx, torch), _real(y, sy, zy, torch)), 1 / sz, zz)
+
+    return run
+
+
 def lower_qgemm(view: View, torch: Any) -> Lowered:
     """QGemm: a, scale, zero, b, scale, zero, c (in units of the product), y_scale, y_zero or a float result."""
     gemm = lower_gemm(view, torch)
@@ -93,8 +118,6 @@ def lower_matmul_integer_to_float(view: View, torch: Any) -> Lowered:
 
 def lower_dynamic_quantize_matmul(view: View, torch: Any) -> Lowered:
     """DynamicQuantizeMatMul: a (float, rounded to 8 bits over its own range), b, b_scale, b_zero, bias."""
-    from .quant_torch import lower_dynamic_quantize
-
     quantize = lower_dynamic_quantize(view, torch)
 
     def run(a: Any, b: Any, sb: Any, zb: Any = None, bias: Any = None) -> Any:
@@ -160,7 +183,15 @@ def lower_attention(view: View, torch: Any) -> Lowered:
 
 MICROSOFT_LOWER: dict[str, Lowering] = {
     "Attention": lower_attention,
+    "BiasGelu": lower_bias_gelu,
+    "DequantizeLinear": lower_dequantize,
     "DynamicQuantizeMatMul": lower_dynamic_quantize_matmul,
+    "FastGelu": lower_bias_gelu,
+    "FusedConv": lower_fused_conv,
+    "FusedGemm": lower_fused_gemm,
+    "FusedMatMul": lower_fused_matmul,
+    "Gelu": lower_gelu,
+    "GridSample": lower_grid_sample,
     "MatMulIntegerToFloat": lower_matmul_integer_to_float,
     "MultiHeadAttention": lower_multi_head_attention,
     "QGemm": lower_qgemm,
@@ -171,4 +202,11 @@ MICROSOFT_LOWER: dict[str, Lowering] = {
     "QLinearLeakyRelu": _unary(_leaky_relu),
     "QLinearMul": _binary("mul"),
     "QLinearSigmoid": _unary(lambda view, torch: torch.sigmoid),
+    "QLinearSoftmax": lower_qlinear_softmax,
+    "QLinearWhere": lower_qlinear_where,
+    "QuantizeLinear": lower_quantize,
+    "QuickGelu": lower_quick_gelu,
+    "SkipLayerNormalization": lower_skip_layer_norm,
+    "SkipSimplifiedLayerNormalization": lower_skip_simplified,
+    "TransposeMatMul": lower_fused_matmul,
 }

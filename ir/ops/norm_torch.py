@@ -162,8 +162,6 @@ LOWER: dict[str, Lowering] = {
     "LayerNormalization": lower_layer_norm,
     "RMSNormalization": lower_rms_norm,
     "SimplifiedLayerNormalization": lower_rms_norm,
-    "SkipLayerNormalization": lower_skip_layer_norm,
-    "SkipSimplifiedLayerNormalization": lower_skip_simplified,
     "LpNormalization": lower_lp_norm,
     "LRN": lower_lrn,
     "MeanVarianceNormalization": lower_mean_variance,

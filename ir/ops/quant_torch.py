@@ -1,7 +1,7 @@
 """The torch forms of quantization: rounding lets the gradient through, clipping stops it.
 
 QuantizeLinear: q = clip(round(x / scale) + zero); DequantizeLinear: x = (q - zero) * scale. A weight of integers is
-trained as a float32 master in its own units, and rounded to the grid at each call.
+trained as a float32 master in its own units; it comes here as floats that hold whole numbers (`on_grid`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from . import View
 from .runtime import NARROW_FLOATS, RANGES, Lowered, Lowering, narrowed, refuse, round_through
 
 _T = onnx.TensorProto
+
+
+def on_grid(x: Any, limits: tuple[int, int], torch: Any) -> Any:
+    """A master of integers, rounded and clipped to their type."""
+    return torch.clamp(round_through(x, torch), *limits)
 
 
 def shifted(x: Any, zero: Any, axis: int) -> Any:
@@ -96,17 +101,12 @@ def _narrow_float(view: View, torch: Any, dtype: int, spread: Callable[[Any, Any
 
 
 def lower_dequantize(view: View, torch: Any) -> Lowered:
-    """DequantizeLinear; a constant that is trained is rounded to its grid first."""
+    """DequantizeLinear."""
     spread = _spread(view)
-    name = view.node.inputs[0]
-    constant = view.graph.constants.get(name)
-    limits = RANGES.get(constant.proto.data_type) if constant is not None else None
 
     def run(x: Any, scale: Any, zero: Any = None) -> Any:
         if not x.is_floating_point():
             x = x.to(scale.dtype)
-        elif limits is not None:
-            x = torch.clamp(round_through(x, torch), *limits)
         if zero is not None:
             x = x - spread(zero, x).to(x.dtype)
         return x * spread(scale, x)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from net import Net
+from net import MICROSOFT, Net
 from onnx_netadapt.ir import load
 from onnx_netadapt.ir.errors import TargetError, UnsupportedOp
 from onnx_netadapt.ir.lowering import bare_graph, build
 from onnx_netadapt.ir.ops import all_rules
 from onnx_netadapt.ir.ops.resize_torch import _coordinates
+from onnx_netadapt.ir.ops.torch_only import SINCE, forms, lowering_of
 from onnx_netadapt.passes.equivalence import random_feeds
 from onnx_netadapt.passes.to_torch import to_torch, unsupported
 from oracle import difference, run
@@ -58,24 +59,51 @@ def test_torch_agrees_with_onnx_runtime(record: Record, opset: int) -> None:
 
 
 WITHOUT_TORCH_FORM = {
-    "text, files, labels": {
-        "ImageDecoder", "RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer",
-    },
+    "files": {"ImageDecoder"},
     "dropped before opset 7": {"GRUUnit", "ParametricSoftplus", "Scale", "GivenTensorFill", "ScaledTanh"},
 }  # fmt: skip
 
 
 def test_the_default_domain_has_a_torch_form_for_every_rule() -> None:
-    from onnx_netadapt.ir.ops import _lowerings
-
     functions = {
         s.name
         for s in onnx.defs.get_all_schemas_with_history()
         if s.domain == "" and (s.has_function or s.has_context_dependent_function)
     }
     excused = set().union(*WITHOUT_TORCH_FORM.values())
-    missing = {name for domain, name, _ in all_rules() if not domain} - set(_lowerings()) - functions - excused
-    assert missing == set()
+    with_form = {name for domain, name in forms() if not domain}
+    assert {name for domain, name, _ in all_rules() if not domain} - with_form - functions - excused == set()
+    assert excused & with_form == set()
+
+
+OLD = {"Affine", "Crop", "ImageScaler", "SimplifiedLayerNormalization"}
+"""Operators that ONNX's default domain had before its first release, or that ONNX Runtime adds to it."""
+
+
+def test_a_form_stands_in_the_domain_of_its_operator() -> None:
+    defined = {(s.domain, s.name) for s in onnx.defs.get_all_schemas_with_history()}
+    foreign = {key for key in forms() if key not in defined and key[0] != MICROSOFT and key[1] not in OLD}
+    assert foreign == set()
+    assert all(rule_for_name(domain, name) or (domain, name) in SINCE for domain, name in forms())
+
+
+def rule_for_name(domain: str, name: str) -> bool:
+    return any((d, n) == (domain, name) for d, n, _ in all_rules())
+
+
+def test_an_operator_of_another_domain_does_not_get_the_default_domains_form() -> None:
+    """com.microsoft has operators that are called like standard ones and compute something else."""
+    shared = sorted({n for d, n in forms() if not d} & {n for d, n in forms() if d == MICROSOFT})
+    assert shared == ["DequantizeLinear", "Gelu", "GridSample", "QuantizeLinear"]
+    assert all(forms()["", name] is forms()[MICROSOFT, name] for name in shared)  # which are the same operators
+    for name in ("Gemm", "Conv", "Relu", "Attention"):
+        for domain in ("my.own", "com.example"):
+            node = onnx.helper.make_node(name, ["x"], ["y"], domain=domain)
+            values = [onnx.helper.make_tensor_value_info(n, 1, [2, 3]) for n in "xy"]
+            graph = onnx.helper.make_graph([node], "g", values[:1], values[1:])
+            opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid(domain, 1)]
+            bare = bare_graph(onnx.helper.make_model(graph, opset_imports=opsets))
+            assert lowering_of(bare, bare.nodes[0]) is None
 
 
 COORDINATES = (
