@@ -1,24 +1,28 @@
 """The end of a run: the best weights for the widths that won, and their score on data that chose nothing."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx
-from onnx_netadapt.distill import distill
+from onnx_netadapt.distill import Distillation, distill
 from onnx_netadapt.evaluate import Evaluator, Runner
 from onnx_netadapt.ir.errors import PruneError
 from onnx_netadapt.metrics import is_classifier, metric_of, report_metric
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.equivalence import check
+from onnx_netadapt.passes.finetune_task import features_of
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
-from onnx_netadapt.passes.rescale import rescale_logits
+from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
 from onnx_netadapt.run import Run, one_blas_thread
+
+RESCALE_EXAMPLES = 1000
+"""Examples on which the scale of the logits is found, for every student that is judged."""
 
 
 def finish(
@@ -36,20 +40,35 @@ def finish(
     indices = run.selection if len(run.selection) else evaluator.indices
     evaluator = Evaluator(run.graph, run.data, indices, evaluator.metric)
     with run.progress.phase("refitting weights") as report, run.timed("recovery"), one_blas_thread():
-        candidates = _refitted(run, narrowing, statistics, result, pruned.model, report)
-        scores = {name: evaluator.score(model) for name, model in candidates.items()}
+        recovered = _refitted(run, narrowing, statistics, result, pruned.model, report)
+        scores = {name: evaluator.score(model) for name, model in recovered.candidates.items()}
     best = max(scores, key=lambda name: scores[name])
-    model = pruned.model
+    model = recovered.candidates[best]
     tuned: Mapping[str, Any] = {"said": "none", "reason": "nothing was removed"}
     if pruned.plan["groups"]:
         with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
-            model, tuned = distill(run, candidates[best], evaluator, report)
+            features = features_of(narrowing.coupling, narrowing.kept(result.widths))
+            task = Distillation(recovered.start, recovered.finish, features, model, scores[best])
+            model, tuned = distill(run, task, evaluator, report)
     return model, {
         "plan": pruned.plan,
         "recovery": {"chosen": best, "scores": scores, "metric": evaluator.metric.name, "n": len(indices)},
         "finetune": tuned,
         "equivalence": asdict(equivalence) | {"passed": equivalence.passed},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Recovered:
+    """Models by how their weights were made; the one that training starts from; and what is set right after it.
+
+    Training starts before the logits are rescaled: squared errors would pull them back, and no trained student would
+    look better than the start. `finish` rescales every student that is judged.
+    """
+
+    candidates: Mapping[str, onnx.ModelProto]
+    start: onnx.ModelProto
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
 def _refitted(
@@ -59,20 +78,25 @@ def _refitted(
     result: SearchResult,
     sliced: onnx.ModelProto,
     report: Report,
-) -> dict[str, onnx.ModelProto]:
+) -> _Recovered:
     """The sliced model, and the same with weights refitted in closed form, one way and the other."""
     coupling, kept = narrowing.coupling, narrowing.kept(result.widths)
     candidates = {"sliced": sliced}
     if not kept:
-        return candidates
+        return _Recovered(candidates, sliced, lambda model: model)
     candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
     weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
-    candidates["closed form, front to back"] = apply_weights(sliced, weights)
-    if _classifies(run):
-        last = rescale_logits(coupling, candidates["closed form, front to back"], run.batches)
-        if last:
-            candidates["front to back, logits rescaled"] = apply_weights(sliced, weights | last)
-    return candidates
+    start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
+    if not _classifies(run):
+        return _Recovered(candidates, start, lambda model: model)
+    rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES)
+
+    def finished(model: onnx.ModelProto) -> onnx.ModelProto:
+        last = rescaler(model)
+        return apply_weights(model, last) if last else model
+
+    candidates["front to back, logits rescaled"] = finished(start)
+    return _Recovered(candidates, start, finished)
 
 
 def _classifies(run: Run) -> bool:

@@ -1,36 +1,44 @@
-"""Fine-tuning in torch: the pruned student learns the original's outputs; labels are not needed.
+"""Fine-tuning in torch: the pruned student learns the original's outputs and feature maps; labels are not needed.
 
-1. Teacher outputs are computed by ONNX Runtime; where the last operator is a Softmax, on the logits before it.
-2. The loss is the squared error of every floating-point output, over that output's variance; or a cross-entropy.
-3. Adam with a cosine schedule. Weights on an integer grid get steps in their own units.
-4. Every `check_every` steps the student is judged by `validate` on examples that played no part in training; the best
-   student is returned, and the start is one of the candidates: fine-tuning never makes a model worse by that measure.
+1. What is learnt stands in `finetune_task`, the optimizer and its schedule in `finetune_optimizer`.
+2. Every now and then the student is judged by `validate` on examples that played no part in training, after `finish`
+   has set right what training leaves to a closed form (the scale of the logits). The best student is returned, and the
+   start is one of the candidates: fine-tuning never makes a model worse by that measure.
+3. A user's own loop (`Hooks.train`) gets the same parts as ours: a `Training`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
-from ..ir.errors import InputError, UnsupportedOp
+from ..ir.errors import InputError, NetAdaptError, UnsupportedOp
 from ..ir.graph import Graph
 from ..ir.load import load
-from ..ir.ops.training import logits_of
-from .finetune_settings import FinetuneSettings
+from .finetune_optimizer import RelativeAdam, Schedule
+from .finetune_settings import FinetuneSettings, Hooks
+from .finetune_task import Feature, Task, loss_of, shares, task_of, with_outputs
 from .images import augmented
-from .teacher import CACHED_BYTES, Array, Batch, Pool, cached, pieces, runner, shuffled
+from .teacher import Array, Batch, Pool, pieces, shuffled
 from .to_torch import to_torch, unsupported, write_back
 
-__all__ = ["Check", "FinetuneResult", "FinetuneSettings", "finetune"]
+__all__ = ["Check", "Example", "Feature", "FinetuneResult", "FinetuneSettings", "Hooks", "Training", "finetune"]
 
 Validate = Callable[[onnx.ModelProto], float]
+Finish = Callable[[onnx.ModelProto], onnx.ModelProto]
 Progress = Callable[[int, int, str], None]
+
+CHECKS = 8
+"""Times that the student is judged unless the settings say otherwise."""
+
+LEAST_BETWEEN = 10
+"""Steps between two checks at least: a check costs as much as some steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
-    """The best model and its score; `step` 0 is the start. `reason` says why training ended, or why there was none."""
+    """The best model and its score; `step` 0 is the start. `reason` says why training ended, or why there was none.
+
+    `images` is the number of examples that training has seen.
+    """
 
     model: onnx.ModelProto
     score: float
@@ -53,6 +64,16 @@ class FinetuneResult:
     history: tuple[Check, ...]
     reason: str
     frozen: Mapping[str, str]
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A batch of examples: the model's inputs by name, the wanted values of what the module returns, and labels."""
+
+    inputs: Mapping[str, Any]
+    targets: Sequence[Any]
+    labels: Any
 
 
 def finetune(
@@ -64,88 +85,55 @@ def finetune(
     progress: Progress | None = None,
     *,
     labels: Sequence[Array] | None = None,
+    features: Sequence[Feature] = (),
+    finish: Finish | None = None,
+    hooks: Hooks | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FinetuneResult:
     """The student with the weights that `validate` likes best, trained to give the teacher's outputs on the batches.
 
     `teacher` is the original model, or its outputs for each batch in the model's order. `labels` (class numbers for
     each batch) are needed for loss "ce" only. A student that torch cannot run is returned as it is, with the reason.
+    Raises InputError when a user's own loss or loop fails.
     """
     graph = student if isinstance(student, Graph) else load(student)
-    start = validate(graph.model)
-    why_not = _why_not(graph, settings, labels)
+    finish, hooks = finish or _as_it_is, hooks or Hooks()
+    first = finish(graph.model)
+    start = Check(0, math.nan, validate(first), 0.0)
+    why_not = _why_not(graph, settings, hooks, labels)
     if why_not:
-        return FinetuneResult(graph.model, start, 0, (Check(0, math.nan, start, 0.0),), why_not, {})
+        return FinetuneResult(first, start.score, 0, (start,), why_not, {})
     pool = Pool(batches, graph)
     try:
-        task = _task(graph, teacher, pool, settings, labels)
+        task = task_of(graph, teacher, pool, settings, hooks, labels, features)
     except UnsupportedOp as error:
-        return FinetuneResult(graph.model, start, 0, (Check(0, math.nan, start, 0.0),), str(error), {})
+        return FinetuneResult(first, start.score, 0, (start,), str(error), {})
     with _Threads(settings.threads):
-        return _train(graph, task, pool, settings, validate, start, progress or _silent, clock)
+        judge = _Judge(graph, finish, validate, hooks, start, first)
+        training = Training(task, pool, settings, hooks, judge, clock)
+        reason = _own(training, hooks) if hooks.train is not None else _train(training, progress or _silent)
+    return FinetuneResult(
+        judge.best, judge.best_check.score, judge.best_check.step, tuple(judge.history), reason,
+        training.module.frozen, training.images,
+    )  # fmt: skip
 
 
 def _silent(done: int, total: int, note: str) -> None:
     """Says nothing."""
 
 
-def _why_not(graph: Graph, settings: FinetuneSettings, labels: Sequence[Array] | None) -> str:
+def _as_it_is(model: onnx.ModelProto) -> onnx.ModelProto:
+    return model
+
+
+def _why_not(graph: Graph, settings: FinetuneSettings, hooks: Hooks, labels: Sequence[Array] | None) -> str:
     """Why there is nothing to do, before any work; empty when there is something."""
     if settings.steps == 0:
         return "fine-tuning is switched off"
-    if settings.loss == "ce" and labels is None:
+    if settings.loss == "ce" and labels is None and hooks.loss is None:
         raise InputError("--finetune: loss=ce needs labels; give data with labels, or use loss=mse")
     problems = unsupported(graph)
     return f"torch cannot run the model: {problems[0]}" if problems else ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What is to be learnt: `targets(indices, feeds)` gives the wanted values of the tensors in `names`."""
-
-    graph: Graph
-    names: tuple[str, ...]
-    scales: tuple[float, ...]
-    targets: Callable[[Array, Batch], list[Array]]
-    fixed_batch: int | None
-    labelled: Callable[[Array], Array] | None
-
-
-def _task(
-    graph: Graph,
-    teacher: onnx.ModelProto | Sequence[Sequence[Array]],
-    pool: Pool,
-    settings: FinetuneSettings,
-    labels: Sequence[Array] | None,
-) -> _Task:
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    places = [k for k, port in enumerate(graph.outputs) if graph.dtypes.get(port.name, port.dtype) in floats]
-    if not places:
-        raise UnsupportedOp("no output of the model is floating-point, so that there is nothing to train towards")
-    fixed = _fixed_batch(graph)
-    names = [graph.outputs[k].name for k in places]
-    if isinstance(teacher, onnx.ModelProto):
-        names = [logits_of(graph, name) for name in names]
-        original = load(teacher)
-        run = runner(teacher, [logits_of(original, original.outputs[k].name) for k in places], fixed)
-        compute: Callable[[Array, Batch], list[Array]] = lambda indices, feeds: run(feeds)  # noqa: E731
-    else:
-        given = teacher
-        compute = lambda indices, feeds: [pool.rows([b[k] for b in given], indices) for k in places]  # noqa: E731
-    sample = np.arange(min(len(pool), max(settings.batch, fixed or 1)))
-    found = compute(sample, pool.take(sample))
-    scales = tuple(float(value.astype(np.float64).var()) or 1.0 for value in found)
-    cacheable = isinstance(teacher, onnx.ModelProto) and not settings.augment
-    if cacheable and sum(value.nbytes for value in found) / len(sample) * len(pool) < CACHED_BYTES:
-        compute = cached(compute, pool, max(settings.batch, fixed or 1))
-    labelled = None if labels is None else (lambda indices: pool.rows(labels, indices))
-    return _Task(graph, tuple(names), scales, compute, fixed, labelled if settings.loss == "ce" else None)
-
-
-def _fixed_batch(graph: Graph) -> int | None:
-    """The batch size that the model's declared inputs fix; None when it is open."""
-    sizes = [port.dims[0] for port in graph.inputs if port.dims]
-    return None if not sizes or None in sizes else sizes[0]
 
 
 class _Threads:
@@ -167,145 +155,188 @@ class _Threads:
         torch.set_num_threads(self.before)
 
 
-def _train(
-    graph: Graph,
-    task: _Task,
-    pool: Pool,
-    settings: FinetuneSettings,
-    validate: Validate,
-    start: float,
-    progress: Progress,
-    clock: Callable[[], float],
-) -> FinetuneResult:
-    import torch
+class _Judge:
+    """Keeps the best student and the history (rule 2)."""
 
-    began = clock()
-    rng = np.random.default_rng(settings.seed)
-    module = to_torch(_with_outputs(graph, task.names))
-    _prefer_channels_last(module)
-    step_of = _stepper(module, task, settings)
-    optimizer = _optimizer(module, graph, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1)))
-    )
-    best, history = (start, 0, graph.model), [Check(0, math.nan, start, 0.0)]
-    losses: list[float] = []
-    reason = f"all {settings.steps} steps were made"
-    order = shuffled(len(pool), _batch_size(settings, task, pool), rng)
-    for step in range(1, settings.steps + 1):
-        indices = next(order)
-        feeds = pool.take(indices)
-        if settings.augment:
-            feeds = {name: augmented(value, rng) if name in pool.names else value for name, value in feeds.items()}
-        losses.append(step_of(indices, feeds, optimizer))
-        schedule.step()
-        late = clock() - began > settings.seconds
-        broken = not math.isfinite(losses[-1])
-        if step % settings.check_every == 0 or step == settings.steps or late or broken:
-            model = graph.model if broken else write_back(module, graph.model)
-            score = -math.inf if broken else validate(model)
-            history.append(Check(step, float(np.mean(losses)), score, clock() - began))
-            losses.clear()
-            if score > best[0]:
-                best = (score, step, model)
-            progress(step, settings.steps, f"best so far {best[0]:.4g} (step {best[1]})")
-        if broken:
-            reason = f"the loss was not finite at step {step}; a smaller lr than {settings.lr:g} may help"
-            break
-        if late:
-            reason = f"the time limit of {settings.seconds:g} s was reached at step {step}"
-            break
-        if len([check for check in history if check.step > best[1]]) > settings.patience:
-            reason = f"no gain in {settings.patience} checks up to step {step}"
-            break
-    return FinetuneResult(best[2], best[0], best[1], tuple(history), reason, module.frozen)
+    def __init__(
+        self, graph: Graph, finish: Finish, validate: Validate, hooks: Hooks, start: Check, first: onnx.ModelProto
+    ) -> None:
+        self.graph, self.finish, self.validate, self.hooks = graph, finish, validate, hooks
+        self.best, self.best_check, self.history = first, start, [start]
+
+    def look(self, module: Any, step: int, loss: float, seconds: float) -> bool:
+        """Judges the module as it is; True when the user's callback wants to stop."""
+        model = None if math.isnan(loss) or math.isinf(loss) else self.finish(write_back(module, self.graph.model))
+        check = Check(step, loss, -math.inf if model is None else self.validate(model), seconds)
+        self.history.append(check)
+        if model is not None and check.score > self.best_check.score:
+            self.best, self.best_check = model, check
+        return self.hooks.callback is not None and bool(self.hooks.callback(check))
+
+    @property
+    def without_gain(self) -> int:
+        """Checks since the best one."""
+        return sum(check.step > self.best_check.step for check in self.history)
 
 
-def _batch_size(settings: FinetuneSettings, task: _Task, pool: Pool) -> int:
-    """Examples to a step: a multiple of the model's fixed batch size."""
-    size = min(settings.batch, len(pool))
-    fixed = task.fixed_batch or 1
-    return max(fixed, size // fixed * fixed)
+class Training:
+    """The parts of a training loop: the student as `module`, endless `batches`, the `loss`, and `check`.
 
+    The module takes a dict of inputs and gives the tensors that `Example.targets` wants: the model's outputs in order
+    (the logits of a Softmax, unless there is a loss of the user's own), then feature maps. `ended` says why to stop.
+    """
 
-def _with_outputs(graph: Graph, names: Sequence[str]) -> Graph:
-    """The graph with other outputs: those that the loss looks at."""
-    ports = {port.name: port for port in graph.outputs}
-    return replace(
-        graph, outputs=tuple(ports.get(n, replace(graph.outputs[0], name=n, dims=(), dtype=0)) for n in names)
-    )
+    def __init__(
+        self,
+        task: Task,
+        pool: Pool,
+        settings: FinetuneSettings,
+        hooks: Hooks,
+        judge: _Judge,
+        clock: Callable[[], float],
+    ) -> None:
+        import torch
 
+        self.settings = settings
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.module = _placed(to_torch(with_outputs(task.graph, task.names)), self.device)
+        self.images = 0
+        self._task, self._pool, self._hooks, self._judge = task, pool, hooks, judge
+        self._clock, self._began = clock, clock()
+        self._rng = np.random.default_rng(settings.seed)
+        self.ended = ""
+        self._steps = 0
+        self._losses: list[float] = []
+        self._piece = _needed_batch(self.module, task, self.device)
+        self._autocast = torch.autocast(
+            self.device, dtype=torch.bfloat16, enabled=_in_bfloat16(settings.precision, self.device)
+        )
 
-def _prefer_channels_last(module: Any) -> None:
-    """Lays four-dimensional weights out channels last, which torch's CPU kernels prefer; their values stay."""
-    import torch
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._began
 
-    module.to(memory_format=torch.channels_last)
+    @property
+    def batch(self) -> int:
+        """Examples to a step: a multiple of the model's fixed batch size."""
+        size = min(self.settings.batch, len(self._pool))
+        fixed = self._task.fixed_batch or 1
+        return max(fixed, size // fixed * fixed)
 
+    def batches(self) -> Iterator[Example]:
+        """Endless batches, in a new order for each pass, augmented where the settings say so."""
+        for indices in shuffled(len(self._pool), self.batch, self._rng):
+            feeds = self._pool.take(indices)
+            if self.settings.augment:
+                feeds = {n: augmented(v, self._rng) if n in self._pool.names else v for n, v in feeds.items()}
+            targets = [self._tensor(value) for value in self._task.targets(indices, feeds)]
+            labels = None if self._task.labels is None else self._tensor(self._task.labels(indices).astype(np.int64))
+            self.images += len(indices)
+            yield Example({name: self._tensor(value) for name, value in feeds.items()}, targets, labels)
 
-def _optimizer(module: Any, graph: Graph, settings: FinetuneSettings) -> Any:
-    """Adam; a weight in units of an integer grid gets steps as large as if its greatest magnitude were 1."""
-    import torch
+    def loss(self, example: Example) -> Any:
+        """The loss of a batch as a torch scalar."""
+        with self._autocast:
+            outputs = self.module(dict(example.inputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return loss_of(self._task, self.settings, self._hooks, outputs, example.targets, example.labels)
 
-    plain, groups = [], []
-    for name, parameter in module.weights():
-        if graph.constants[name].array().dtype.kind in "iu":
-            scale = float(parameter.detach().abs().max()) or 1.0
-            groups.append({"params": [parameter], "lr": settings.lr * scale})
-        else:
-            plain.append(parameter)
-    return torch.optim.Adam([{"params": plain, "lr": settings.lr}, *groups])
-
-
-def _stepper(module: Any, task: _Task, settings: FinetuneSettings) -> Callable[[Array, Batch, Any], float]:
-    """A function (indices, feeds, optimizer) that makes one step and gives the loss."""
-    import torch
-
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=_in_bfloat16(settings.precision))
-    piece = _needed_batch(module, task)
-
-    def run(indices: Array, feeds: Batch, optimizer: Any) -> float:
-        targets = [torch.from_numpy(np.ascontiguousarray(value)) for value in task.targets(indices, feeds)]
-        labels = None if task.labelled is None else torch.from_numpy(task.labelled(indices).astype(np.int64))
-        parts = list(pieces(feeds, piece))
-        optimizer.zero_grad(set_to_none=True)
+    def backward(self, example: Example) -> float:
+        """Adds the gradients of a batch and gives its loss; piece by piece where the module's batch size is fixed."""
+        parts = list(pieces(example.inputs, self._piece))
+        targets = zip(*(shares(value, len(parts)) for value in example.targets), strict=True)
+        labels = [None] * len(parts) if example.labels is None else shares(example.labels, len(parts))
         total = 0.0
-        for number, part in enumerate(parts):
-            with autocast:
-                outputs = module({name: _tensor(value) for name, value in part.items()})
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            wanted = [_share(value, number, len(parts)) for value in targets]
-            classes = None if labels is None else _share(labels, number, len(parts))
-            loss = _loss(outputs, wanted, classes, task.scales, settings.loss) / len(parts)
+        for inputs, wanted, classes in zip(parts, targets, labels, strict=True):
+            loss = self.loss(Example(inputs, wanted, classes)) / len(parts)
             loss.backward()
             total += float(loss.detach())
-        if math.isfinite(total):
-            optimizer.step()
+        self._steps += 1
+        self._losses.append(total)
         return total
 
-    return run
+    def check(self, step: int | None = None) -> bool:
+        """Judges the student as it is now, keeps it if it is the best so far, and says whether to go on."""
+        step = self._steps if step is None else step
+        loss = float(np.mean(self._losses)) if self._losses else 0.0
+        self._losses.clear()
+        if self._judge.look(self.module, step, loss, self.elapsed):
+            self.ended = f"the callback ended it at step {step}"
+        elif self._judge.without_gain > self.settings.patience:
+            self.ended = f"no gain in {self.settings.patience} checks up to step {step}"
+        return not self.ended
+
+    @property
+    def note(self) -> str:
+        """The best so far, for people."""
+        best = self._judge.best_check
+        return f"best so far {best.score:.4g} (step {best.step})"
+
+    def _tensor(self, value: Any) -> Any:
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _in_bfloat16(precision: str) -> bool:
+def _placed(module: Any, device: str) -> Any:
+    """The module on a device, in the layout in which convolutions are faster there; the values stay."""
     import torch
 
+    return module.to(device, memory_format=torch.channels_last)
+
+
+def _train(training: Training, progress: Progress) -> str:
+    """Our loop; why it ended."""
+    settings = training.settings
+    optimizer = RelativeAdam([parameter for _, parameter in training.module.weights()])
+    schedule = Schedule(settings.steps, settings.seconds)
+    batches = training.batches()
+    looked, step = 0, 0
+    while step < schedule.steps:
+        step += 1
+        optimizer.zero_grad()
+        loss = training.backward(next(batches))
+        if not math.isfinite(loss):
+            training.check(step)
+            return f"the loss was not finite at step {step}; a smaller lr than {settings.lr:g} may help"
+        optimizer.step(settings.lr * schedule.rate(step))
+        schedule.made(step, training.elapsed)
+        every = settings.check_every or max(LEAST_BETWEEN, schedule.steps // CHECKS)
+        if step - looked >= every or step >= schedule.steps:
+            looked = step
+            if not training.check(step):
+                return training.ended
+        progress(step, schedule.steps, training.note)
+    if step < settings.steps:
+        return f"{step} of {settings.steps} steps fitted into {settings.seconds:g} s"
+    return f"all {settings.steps} steps were made"
+
+
+def _own(training: Training, hooks: Hooks) -> str:
+    """The user's loop; what it leaves behind is judged as well."""
+    assert hooks.train is not None
+    try:
+        hooks.train(training)
+    except NetAdaptError:
+        raise
+    except Exception as error:  # the user's code may fail in any way
+        raise InputError(f"--train: the loop failed ({type(error).__name__}: {error})") from error
+    training.check()
+    return "the loop given with --train ended"
+
+
+def _in_bfloat16(precision: str, device: str) -> bool:
+    import torch
+
+    if device == "cuda":
+        return precision == "bfloat16" or (precision == "auto" and torch.cuda.is_bf16_supported())
     native: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return precision == "bfloat16" or (precision == "auto" and native())
 
 
-def _tensor(value: Array) -> Any:
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(value))
-    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def _share(value: Any, number: int, count: int) -> Any:
-    size = len(value) // count
-    return value[number * size : (number + 1) * size] if count > 1 else value
-
-
-def _needed_batch(module: Any, task: _Task) -> int | None:
+def _needed_batch(module: Any, task: Task, device: str) -> int | None:
     """The batch size at which the torch form must run; None when two copies of an example give its outputs twice."""
     import torch
 
@@ -313,7 +344,7 @@ def _needed_batch(module: Any, task: _Task) -> int | None:
         return None
     rng = np.random.default_rng(0)
     once = {
-        port.name: _tensor(rng.standard_normal(task.graph.shapes[port.name]).astype(np.float32))
+        port.name: torch.from_numpy(rng.standard_normal(task.graph.shapes[port.name]).astype(np.float32)).to(device)
         for port in task.graph.inputs
         if port.dtype == onnx.TensorProto.FLOAT
     }
@@ -332,21 +363,3 @@ def _needed_batch(module: Any, task: _Task) -> int | None:
 
 def _close(a: Any, b: Any) -> bool:
     return a.shape == b.shape and float((a - b).abs().max()) <= 1e-3 * (float(b.abs().max()) or 1.0)
-
-
-def _loss(outputs: Sequence[Any], wanted: Sequence[Any], classes: Any, scales: Sequence[float], kind: str) -> Any:
-    """The loss of a batch: rule 2."""
-    import torch
-
-    functional = torch.nn.functional
-    if kind == "ce":
-        return functional.cross_entropy(outputs[0].float(), classes)
-    total: Any = 0.0
-    for have, want, scale in zip(outputs, wanted, scales, strict=True):
-        have, want = have.float(), want.float()
-        if kind == "kl":
-            mine, theirs = torch.log_softmax(have, -1), torch.log_softmax(want, -1)
-            total = total + functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
-        else:
-            total = total + functional.mse_loss(have, want) / scale
-    return total / len(outputs)

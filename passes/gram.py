@@ -1,13 +1,15 @@
 """Gram matrices: what one pass of the original model over the calibration examples leaves behind.
 
-For every consumer the sums of x and of x x' over its input columns x, in float64: their size depends on the model
-alone, not on the number of examples.
+1. For every consumer the sums of x and of x x' over its input columns x, in float64: their size depends on the model
+   alone, not on the number of examples.
+2. For a consumer whose output is added to a stream, the part that it has in the variance of the sum, from the first
+   examples: an error that is large beside the branch may be small beside the stream, or the other way round.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +17,12 @@ import numpy as np
 
 from ..ir.graph import Graph
 from ..ir.ops.maps import Floats
-from .consumers import Consumer, Consumers, Key, consumers_of
+from .consumers import Consumer, Consumers, Key, consumers_of, summed_branch
 from .coupling import Coupling
 from .rows import MEMORY_BYTES, Batches, Progress, Runner, columns_of, pieces, positions, sample
+
+SPREAD_EXAMPLES = 64
+"""Examples from which the variances of sums are taken."""
 
 
 @dataclass(slots=True)
@@ -57,6 +62,7 @@ class Moments:
 class Statistics:
     """The moments of every column set that a consumer of a group reads, the number of examples seen, and remarks.
 
+    `parts` are the variances of branches over those of the sums that they go into (rule 2), by the consumer's node.
     `cache` keeps the latest refits, so that a search that changes one group solves for that group alone.
     """
 
@@ -64,6 +70,7 @@ class Statistics:
     moments: dict[Key, Moments]
     examples: int
     notes: tuple[str, ...]
+    parts: Mapping[int, float] = field(default_factory=dict)
     cache: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
 
 
@@ -91,7 +98,25 @@ def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None =
             if progress is not None:
                 progress(examples, 0, "reading activations")
     notes = [note for key in wanted if (note := _poor(wanted[key], moments[key]))]
-    return Statistics(consumers, moments, examples, (*consumers.notes, *notes))
+    parts = _parts_of_sums(graph, consumers, batches)
+    return Statistics(consumers, moments, examples, (*consumers.notes, *notes), parts)
+
+
+def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict[int, float]:
+    """Rule 2."""
+    sums = {item.node.index: found for item in consumers.all if (found := summed_branch(graph, item)) is not None}
+    runner = Runner(graph.model, tuple(dict.fromkeys(name for pair in sums.values() for name in pair)))
+    spreads: dict[str, list[Floats]] = {}
+    seen = 0
+    for feeds in pieces(graph, batches, runner.taps) if sums else ():
+        for name, tensor in runner(feeds).items():
+            rows = np.moveaxis(tensor, 1, 0).reshape(tensor.shape[1], -1).astype(np.float64)
+            spreads.setdefault(name, []).append(rows.var(axis=1))
+        seen += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+        if seen >= SPREAD_EXAMPLES:
+            break
+    variance = {name: float(np.mean(np.sum(found, axis=1))) for name, found in spreads.items()}
+    return {node: variance[branch] / variance[total] for node, (branch, total) in sums.items() if variance[total] > 0}
 
 
 def _columns(consumer: Consumer) -> int:

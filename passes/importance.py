@@ -8,7 +8,8 @@ the weights as refitted so far, removing the columns u of a unit and refitting t
     F = H_uu^-1 H_u:,  H -= H_:u F,  C -= C_:u F + F' C_u: - F' C_uu F               (2)
 
 1. The unit with the smallest sum of (1) over all consumers of the group goes next, each consumer's cost as a share of
-   the variance of its output. Widths are nested: each is a prefix of one order.
+   the variance of its output, or of the residual sum that this goes into. Widths are nested: each is a prefix of one
+   order. The costs of several consumers add up: each of them does its own damage (docs/decisions/0010 has figures).
 2. The columns of a unit are all its positions on the consumer's channel axis, under every tap of the kernel.
 3. The updates (2) are kept as thin factors and only now and then multiplied out: a step touches single rows.
 """
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ir.ops.maps import Floats
 from .atoms import Ids
@@ -34,17 +37,22 @@ RIDGE_PER_COLUMN = 0.1
 
 PENDING = 64
 
+SLAB = 1 << 22
+"""Elements of a weight that are squared at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnitOrder:
     """The units of a group, kept first to removed first; `error[width]` is the share of the output that a width loses.
 
-    `error` has units + 1 numbers, does not rise with the width, and is 0 at full width. `measured` tells that it comes
-    from activations; without them it is the share of the squared weights.
+    `error` has units + 1 numbers, does not rise with the width, and is 0 at full width; `amount` is the same as a
+    variance in the outputs' own units. `measured` tells that they come from activations; without them both are the
+    share of the squared weights.
     """
 
     order: Ids
     error: Floats
+    amount: Floats
     measured: bool
 
     def kept(self, width: int) -> Ids:
@@ -61,7 +69,7 @@ def order(coupling: Coupling, statistics: Statistics, *, ridge: float | None = N
     plain = weight_order(coupling)
     for group in coupling.groups:
         items = [item for item in statistics.consumers.by_group[group.id] if usable(statistics, item)]
-        parts = [part for item in items for part in _parts(coupling, statistics, group, item, ridge, len(items))]
+        parts = [part for item in items for part in _parts(coupling, statistics, group, item, ridge)]
         found[group.id] = _eliminate(group.units, parts) if parts else plain[group.id]
     return found
 
@@ -78,11 +86,21 @@ def weight_order(coupling: Coupling) -> dict[str, UnitOrder]:
         axes = [axis for axis in range(len(constant.shape)) if (use, axis) in coupling.layers]
         if not axes or len(constant.shape) < 2:
             continue
-        squares = np.asarray(constant.array(), dtype=np.float64) ** 2
-        for axis in axes:
-            others = tuple(other for other in range(squares.ndim) if other != axis)
-            _spread(energy[(use, axis) in contracted], coupling.layers[use, axis], squares.sum(axis=others))
+        for axis, sums in _square_sums(constant.array(), axes).items():
+            _spread(energy[(use, axis) in contracted], coupling.layers[use, axis], sums)
     return {group.id: _by_energy(coupling, group, energy) for group in coupling.groups}
+
+
+def _square_sums(array: NDArray[Any], axes: list[int]) -> dict[int, Floats]:
+    """The sum of squares at each position of the axes, a slab at a time: a large weight is not copied as a whole."""
+    found = {axis: np.zeros(array.shape[axis]) for axis in axes}
+    rows = max(1, SLAB * len(array) // max(array.size, 1))
+    for start in range(0, len(array), rows):
+        squares = np.asarray(array[start : start + rows], dtype=np.float64) ** 2
+        for axis in axes:
+            sums = squares.sum(axis=tuple(other for other in range(array.ndim) if other != axis))
+            found[axis][slice(start, start + rows) if axis == 0 else slice(None)] += sums
+    return found
 
 
 def _spread(energy: Floats, layers: Ids, positions: Floats) -> None:
@@ -99,15 +117,16 @@ def _by_energy(coupling: Coupling, group: Group, energy: Mapping[bool, Floats]) 
     left = score.sum() - np.concatenate([[0.0], np.cumsum(score[ranks])])
     error = np.maximum.accumulate(np.clip(left / (score.sum() or 1.0), 0.0, None)[::-1])[::-1]
     error[-1] = 0.0
-    return UnitOrder(ranks.astype(np.int64), error, measured=False)
+    return UnitOrder(ranks.astype(np.int64), error, error, measured=False)
 
 
 class _Part:
     """One block of one consumer of a group: H, C (both symmetric) and the columns of each unit (rule 3)."""
 
-    def __init__(self, inverse: Floats, energy: Floats, columns: Ids) -> None:
+    def __init__(self, inverse: Floats, energy: Floats, columns: Ids, whole: float) -> None:
         size = len(inverse)
         self.size = size
+        self.whole = whole  # the variance of which the costs are shares
         self.columns = columns  # (units, m), `size` where a unit has fewer
         self.inverse = np.pad(inverse, (0, 1))
         self.inverse[size, size] = 1.0
@@ -183,9 +202,9 @@ def _real(columns: Ids, size: int) -> Floats:
 
 
 def _parts(
-    coupling: Coupling, statistics: Statistics, group: Group, item: Consumer, ridge: float | None, count: int
+    coupling: Coupling, statistics: Statistics, group: Group, item: Consumer, ridge: float | None
 ) -> list[_Part]:
-    """The blocks of a consumer, their costs scaled to shares of its output's variance, divided by `count` consumers."""
+    """The blocks of a consumer, their costs scaled to shares of the variance of what its output becomes part of."""
     found = statistics.moments[item.key]
     damp = ridge_for(found) if ridge is None else ridge
     moments = found.second(centred=bool(item.bias.name))
@@ -194,8 +213,9 @@ def _parts(
     if not variance > 0:
         return []
     columns = unit_columns(coupling, group, item)
+    whole = variance / statistics.parts.get(item.node.index, 1.0)
     return [
-        _Part(damped_inverse(g, damp), w.T @ w / (variance * count), own)
+        _Part(damped_inverse(g, damp), w.T @ w / whole, own, whole)
         for w, g, own in zip(weight, moments, columns, strict=True)
     ]
 
@@ -244,15 +264,17 @@ def damping(gram: Floats, ridge: float) -> float:
 
 def _eliminate(units: int, parts: list[_Part]) -> UnitOrder:
     """Rule 1."""
-    error = np.zeros(units + 1)
+    error, amount = np.zeros(units + 1), np.zeros(units + 1)
     left = np.ones(units, dtype=np.bool_)
     removed = []
     for width in range(units - 1, -1, -1):
-        cost = np.where(left, sum(part.cost() for part in parts), np.inf)
-        unit = int(np.argmin(cost))
-        error[width] = error[width + 1] + max(float(cost[unit]), 0.0)
+        costs = [part.cost() for part in parts]
+        unit = int(np.argmin(np.where(left, sum(costs), np.inf)))
+        shares = [max(float(cost[unit]), 0.0) for cost in costs]
+        error[width] = error[width + 1] + sum(shares)
+        amount[width] = amount[width + 1] + sum(s * part.whole for s, part in zip(shares, parts, strict=True))
         left[unit] = False
         removed.append(unit)
         for part in parts:
             part.remove(unit)
-    return UnitOrder(np.array(removed[::-1], dtype=np.int64), error, measured=True)
+    return UnitOrder(np.array(removed[::-1], dtype=np.int64), error, amount, measured=True)

@@ -7,11 +7,12 @@ one with the least mean KL(softmax L || softmax(a P + m)), m = E[L] - a E[P].
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ..ir.graph import Graph
 from ..ir.ops.maps import Floats, channels_first, is_softmax
 from .consumers import Consumer, consumers_of
 from .coupling import Coupling
@@ -30,24 +31,51 @@ def rescale_logits(coupling: Coupling, pruned: onnx.ModelProto, batches: Batches
     is the softmax of, one row of a product for each example; whether it holds logits is for the caller to know. At most
     MAX_EXAMPLES examples are read.
     """
-    last = last_layer(coupling)
-    if last is None:
-        return {}
-    want, have = _logits(coupling.graph, pruned, last, batches)
-    if want.shape[1] < 2 or len(want) < HELD_OUT or not np.isfinite(want.sum() + have.sum()):
-        return {}
-    held = np.arange(len(want)) % HELD_OUT == HELD_OUT - 1
-    with_mean = bool(last.bias.name)
-    scale, mean = _fit(want[~held], have[~held], with_mean=with_mean)
-    if not _divergence(want[held], scale * have[held] + mean) < _divergence(want[held], have[held]):
-        return {}
-    scale, mean = _fit(want, have, with_mean=with_mean)
-    tensors = constants_of(pruned)
-    found = {last.weight: scale * numpy_helper.to_array(tensors[last.weight]).astype(np.float64)}
-    if with_mean:
-        old = numpy_helper.to_array(tensors[last.bias.name]).astype(np.float64)
-        found[last.bias.name] = scale * old + (mean / last.bias.gain).reshape(old.shape)
-    return found
+    return Rescaler(coupling, batches)(pruned)
+
+
+@dataclass(slots=True)
+class Rescaler:
+    """`rescale_logits` for several pruned forms of one model: the original is run once."""
+
+    coupling: Coupling
+    batches: Batches
+    examples: int = MAX_EXAMPLES
+    _want: Floats | None = None
+
+    def __call__(self, pruned: onnx.ModelProto) -> Weights:
+        """The new values for a pruned model."""
+        last = last_layer(self.coupling)
+        if last is None:
+            return {}
+        if self._want is None:
+            self._want = self._logits(self.coupling.graph.model, last)
+        want, have = self._want, self._logits(pruned, last)
+        if want.shape[1] < 2 or len(want) < HELD_OUT or not np.isfinite(want.sum() + have.sum()):
+            return {}
+        held = np.arange(len(want)) % HELD_OUT == HELD_OUT - 1
+        with_mean = bool(last.bias.name)
+        scale, mean = _fit(want[~held], have[~held], with_mean=with_mean)
+        if not _divergence(want[held], scale * have[held] + mean) < _divergence(want[held], have[held]):
+            return {}
+        scale, mean = _fit(want, have, with_mean=with_mean)
+        tensors = constants_of(pruned)
+        found = {last.weight: scale * numpy_helper.to_array(tensors[last.weight]).astype(np.float64)}
+        if with_mean:
+            old = numpy_helper.to_array(tensors[last.bias.name]).astype(np.float64)
+            found[last.bias.name] = scale * old + (mean / last.bias.gain).reshape(old.shape)
+        return found
+
+    def _logits(self, model: onnx.ModelProto, last: Consumer) -> Floats:
+        """The logits of a model, (examples, classes)."""
+        name, graph = last.output, self.coupling.graph
+        runner = Runner(model, (name,))
+        rows: list[Floats] = []
+        for feeds in pieces(graph, self.batches, (name,)):
+            rows.append(channels_first(runner(feeds)[name], last.map.out_axis)[:, :, 0].astype(np.float64))
+            if sum(map(len, rows)) >= self.examples:
+                break
+        return np.concatenate(rows)
 
 
 def last_layer(coupling: Coupling) -> Consumer | None:
@@ -65,19 +93,6 @@ def last_layer(coupling: Coupling) -> Consumer | None:
         if item.output == name and whole and axis > 0 and int(np.prod(shape)) == shape[0] * shape[axis]:
             return item
     return None
-
-
-def _logits(graph: Graph, pruned: onnx.ModelProto, last: Consumer, batches: Batches) -> tuple[Floats, Floats]:
-    """The logits of the original and of the pruned model, (examples, classes) each."""
-    name = last.output
-    runners = Runner(graph.model, (name,)), Runner(pruned, (name,))
-    rows: tuple[list[Floats], list[Floats]] = [], []
-    for feeds in pieces(graph, batches, (name,)):
-        for runner, own in zip(runners, rows, strict=True):
-            own.append(channels_first(runner(feeds)[name], last.map.out_axis)[:, :, 0].astype(np.float64))
-        if sum(map(len, rows[0])) >= MAX_EXAMPLES:
-            break
-    return np.concatenate(rows[0]), np.concatenate(rows[1])
 
 
 def _fit(want: Floats, have: Floats, *, with_mean: bool) -> tuple[float, Floats]:

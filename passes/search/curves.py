@@ -26,14 +26,16 @@ Floats = NDArray[np.float64]
 Pool = Callable[[Mapping[str, float]], list[Widths]]
 
 
-def pool_of(groups: Sequence[Choice], curves: Mapping[str, Floats], cost: Cost) -> Pool:
+def pool_of(
+    groups: Sequence[Choice], curves: Mapping[str, Floats], cost: Cost, powers: Sequence[float] = POWERS
+) -> Pool:
     """A function that gives, for limits by resource, the networks that the error curves propose within them."""
     ladders: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
 
     def propose(limits: Mapping[str, float]) -> list[Widths]:
         names = tuple(sorted(limits))
         if names not in ladders:
-            ladders[names] = [_ladder(groups, curves, cost, names, power) for power in POWERS]
+            ladders[names] = [_ladder(groups, curves, cost, names, power) for power in powers]
         found = [_descend(groups, ladder, cost, limits) for ladder in ladders[names]]
         distinct = {tuple(widths.items()): widths for widths in found if widths is not None}
         return list(distinct.values())

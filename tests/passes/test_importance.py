@@ -52,13 +52,13 @@ def grouped() -> onnx.ModelProto:
 
 
 def _loss(reads: Sequence[tuple[Array, Array]], keep: Sequence[int], *, bias: bool) -> float:
-    """The mean over consumers of the share of the output that the best refit of these units still misses."""
+    """The sum over consumers of the share of the output that the best refit of these units still misses."""
     total = 0.0
     for x, y in reads:  # x (rows, units, columns of a unit)
         centre = y.mean(axis=0) if bias else 0.0
         variance = float(((y - centre) ** 2).sum() / len(y))
         total += least_squares(x[:, list(keep)], y, bias=bias) / variance
-    return total / len(reads)
+    return total
 
 
 def _check(found: UnitOrder, reads: Sequence[tuple[Array, Array]], *, bias: bool) -> None:
@@ -115,6 +115,38 @@ def test_the_curve_of_a_grouped_convolution_adds_up_its_groups() -> None:
         assert found.error[width] == pytest.approx(missed / variance, abs=2e-5)
 
 
+def residual(*, normalised: bool) -> onnx.ModelProto:
+    """A branch of 11 hidden units whose 5 outputs are added to a stream four times as large, perhaps normalised."""
+    net = Net((7, 3))
+    net.add("Conv", "x", net.weight("ws", 5, 7, 1, scale=4.0), out="s")
+    net.add("Conv", "x", net.weight("wa", 11, 7, 1), net.weight("ba", 11), out="a")
+    net.add("Tanh", "a", out="h")
+    net.add("Conv", "h", net.weight("wb", 5, 11, 1), net.weight("bb", 5), out="b")
+    if normalised:
+        ones = [net.constant(n, v * np.ones(5)) for n, v in (("g", 1.0), ("z", 0.0), ("m", 0.0), ("v", 1.0 / 9))]
+        net.add("BatchNormalization", "b", *ones, out="n", epsilon=0.0)
+    net.add("Add", "n" if normalised else "b", "s", out="t")
+    net.add("Flatten", "t", out="f")
+    net.add("Gemm", "f", net.weight("p", 15, 3), net.weight("c", 3), out="y")
+    return net.model("y", 2)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_an_error_in_a_branch_is_a_share_of_the_sum_that_it_goes_into(normalised: bool) -> None:
+    model, x = residual(normalised=normalised), examples((7, 3), 60)
+    coupling = coupled(model)
+    found = order(coupling, collect(coupling, batches_of(x)), ridge=TINY)[group_read_by(coupling, "h")]
+    h, b, t = (value.transpose(0, 2, 1).reshape(180, -1) for value in tensors_of(model, ["h", "b", "t"], x))
+    gain = 9.0 if normalised else 1.0  # the normalization makes three times as much of the branch
+    for width in range(1, 12):
+        missed = least_squares(h[:, found.order[:width]], b, bias=True)
+        # the part of the sum is measured batch by batch, around each batch's own mean
+        assert found.error[width] == pytest.approx(gain * missed / t.var(axis=0).sum(), rel=0.1, abs=1e-5)
+        own = found.amount[width] * found.error[1] / found.amount[1]
+        assert own == pytest.approx(found.error[width], rel=1e-6, abs=1e-12)
+    assert found.error[1] < 0.25 * gain * least_squares(h[:, found.order[:1]], b, bias=True) / b.var(axis=0).sum()
+
+
 def test_of_two_equal_units_one_goes_first_and_only_one() -> None:
     net = Net((11,))
     weight = net.rng.standard_normal((11, 5))
@@ -131,7 +163,7 @@ def test_of_two_equal_units_one_goes_first_and_only_one() -> None:
 
 
 def test_widths_are_nested_and_sorted() -> None:
-    found = UnitOrder(np.array([3, 0, 2, 1]), np.linspace(1, 0, 5), measured=True)
+    found = UnitOrder(np.array([3, 0, 2, 1]), np.linspace(1, 0, 5), np.linspace(2, 0, 5), measured=True)
     assert [found.kept(width).tolist() for width in (1, 2, 3, 4)] == [[3], [0, 3], [0, 2, 3], [0, 1, 2, 3]]
 
 

@@ -1,0 +1,205 @@
+"""What fine-tuning learns: targets from the original for outputs and feature maps, and the loss between the two.
+
+1. Teacher outputs are computed by ONNX Runtime; where the last operator is a Softmax, on the logits before it.
+2. The loss of the outputs is their squared error over their variance, the KL divergence, or the cross-entropy.
+3. Feature maps are those that the refit aims at (`fits`): the student keeps some channels of the teacher's tensor of
+   the same name. With few images they say more than the logits do. Their loss is the mean of their squared errors,
+   each over its variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..ir.errors import InputError, UnsupportedOp
+from ..ir.graph import Graph
+from ..ir.load import load
+from ..ir.ops.training import logits_of
+from .consumers import consumers_of
+from .coupling import Coupling, Kept
+from .finetune_settings import FinetuneSettings, Hooks
+from .fits import plan_fits
+from .teacher import CACHED_BYTES, Array, Batch, Pool, cached, runner
+
+MOST_FEATURES = 8
+FEATURE_NUMBERS = 1_500_000
+"""Numbers of one example's feature maps, all together, that are compared at most."""
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A tensor that student and teacher both have; the student has the positions `kept` of the teacher's `axis`."""
+
+    name: str
+    axis: int
+    kept: NDArray[np.bool_]
+
+
+def features_of(coupling: Coupling, kept: Kept, most: int = MOST_FEATURES) -> tuple[Feature, ...]:
+    """Feature maps spread over the depth of the pruned network, those that keep most of their channels (rule 3)."""
+    graph, removed = coupling.graph, coupling.removed_units(kept)
+    fits, _ = plan_fits(coupling, removed, consumers_of(coupling).all)
+    found = {
+        fit.target: Feature(fit.target, fit.target_axis, coupling.positions((fit.target, fit.target_axis), removed))
+        for fit in fits
+        if not fit.last and not fit.item.by_channel
+    }
+    share = {name: float(feature.kept.mean()) for name, feature in found.items()}
+    usual = float(np.median(list(share.values()))) if share else 0.0
+    chosen = [feature for name, feature in found.items() if share[name] >= usual]
+    places = np.unique(np.linspace(0, len(chosen) - 1, most).round().astype(int)) if len(chosen) > most else None
+    chosen = chosen if places is None else [chosen[place] for place in places]
+    size = {feature.name: float(np.prod(graph.shapes[feature.name][1:], dtype=np.float64)) for feature in chosen}
+    while chosen and sum(size[feature.name] for feature in chosen) > FEATURE_NUMBERS:
+        chosen.remove(max(chosen, key=lambda feature: size[feature.name]))
+    return tuple(chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be learnt: `targets(indices, feeds)` gives the wanted values of the tensors in `names`.
+
+    The first `outputs` of the names are the model's, the others feature maps; `scales` are their variances.
+    """
+
+    graph: Graph
+    names: tuple[str, ...]
+    outputs: int
+    scales: tuple[float, ...]
+    targets: Callable[[Array, Batch], list[Array]]
+    labels: Callable[[Array], Array] | None
+    fixed_batch: int | None
+
+
+def task_of(
+    graph: Graph,
+    teacher: onnx.ModelProto | Sequence[Sequence[Array]],
+    pool: Pool,
+    settings: FinetuneSettings,
+    hooks: Hooks,
+    labels: Sequence[Array] | None,
+    features: Sequence[Feature],
+) -> Task:
+    """The task; UnsupportedOp when no output is floating-point.
+
+    `teacher` is the original, or its outputs for each batch in the model's order: then there are no feature maps.
+    """
+    places = [k for k, port in enumerate(graph.outputs) if graph.dtypes.get(port.name, port.dtype) in _FLOATS]
+    if not places:
+        raise UnsupportedOp("no output of the model is floating-point, so that there is nothing to train towards")
+    fixed = fixed_batch(graph)
+    names = [graph.outputs[k].name for k in places]
+    if isinstance(teacher, onnx.ModelProto):
+        seen = tuple(features) if settings.features > 0 and hooks.loss is None else ()
+        compute, names = _from_model(graph, teacher, places, seen, hooks, fixed)
+    else:
+        given, seen = teacher, ()
+        compute = lambda indices, feeds: [pool.rows([b[k] for b in given], indices) for k in places]  # noqa: E731
+    size = max(settings.batch, fixed or 1)
+    sample = np.arange(min(len(pool), size))
+    found = compute(sample, pool.take(sample))
+    scales = tuple(float(value.astype(np.float64).var()) or 1.0 for value in found)
+    cacheable = isinstance(teacher, onnx.ModelProto) and not settings.augment
+    if cacheable and sum(value.nbytes for value in found) / len(sample) * len(pool) < CACHED_BYTES:
+        compute = cached(compute, pool, size)
+    labelled = None if labels is None else (lambda indices: pool.rows(labels, indices))
+    return Task(graph, tuple(names), len(places), scales, compute, labelled, fixed)
+
+
+def _from_model(
+    graph: Graph,
+    teacher: onnx.ModelProto,
+    places: Sequence[int],
+    features: Sequence[Feature],
+    hooks: Hooks,
+    fixed: int | None,
+) -> tuple[Callable[[Array, Batch], list[Array]], list[str]]:
+    """The function that gives the targets, and the student's names for them (rules 1 and 3)."""
+    original = load(teacher)
+    before = (lambda one, name: name) if hooks.loss is not None else logits_of  # a user's loss sees the real outputs
+    mine = [before(graph, graph.outputs[k].name) for k in places]
+    theirs = [before(original, original.outputs[k].name) for k in places]
+    run = runner(teacher, [*theirs, *(feature.name for feature in features)], fixed)
+
+    def compute(indices: Array, feeds: Batch) -> list[Array]:
+        values = run(feeds)
+        maps = zip(features, values[len(places) :], strict=True)
+        return [*values[: len(places)], *(np.compress(f.kept, value, axis=f.axis) for f, value in maps)]
+
+    return compute, [*mine, *(feature.name for feature in features)]
+
+
+def fixed_batch(graph: Graph) -> int | None:
+    """The batch size that the model's declared inputs fix; None when it is open."""
+    sizes = [port.dims[0] for port in graph.inputs if port.dims]
+    return None if not sizes or None in sizes else sizes[0]
+
+
+def with_outputs(graph: Graph, names: Sequence[str]) -> Graph:
+    """The graph with other outputs: those that the loss looks at."""
+    ports = {port.name: port for port in graph.outputs}
+    return replace(
+        graph, outputs=tuple(ports.get(n, replace(graph.outputs[0], name=n, dims=(), dtype=0)) for n in names)
+    )
+
+
+def loss_of(
+    task: Task, settings: FinetuneSettings, hooks: Hooks, outputs: Sequence[Any], targets: Sequence[Any], labels: Any
+) -> Any:
+    """The loss of a batch as a torch scalar: rules 2 and 3, or the user's own."""
+    import torch
+
+    outputs = [value.float() if value.is_floating_point() else value for value in outputs]
+    targets = [value.float() for value in targets]
+    if hooks.loss is not None:
+        found = hooks.loss(tuple(outputs), tuple(targets), labels)
+        if not isinstance(found, torch.Tensor) or found.dim() or not found.requires_grad:
+            raise InputError(
+                f"--loss: the function gave {_told(found)}; it must give one number as a torch tensor that was "
+                "computed from the model's outputs"
+            )
+        return found
+    parts = [
+        _output_loss(have, want, scale, settings.loss, labels)
+        for have, want, scale in zip(outputs, targets, task.scales[: task.outputs], strict=False)
+    ]
+    total = sum(parts) / len(parts)
+    rest = list(zip(outputs, targets, task.scales, strict=True))[task.outputs :]
+    if rest:
+        squares = [torch.nn.functional.mse_loss(have, want) / scale for have, want, scale in rest]
+        total = total + settings.features * sum(squares) / len(squares)
+    return total
+
+
+def _told(found: Any) -> str:
+    shape = getattr(found, "shape", None)
+    if shape is None:
+        return type(found).__name__
+    return f"a tensor of shape {tuple(shape)} {'with' if found.requires_grad else 'without'} a gradient"
+
+
+def _output_loss(have: Any, want: Any, scale: float, kind: str, labels: Any) -> Any:
+    import torch
+
+    functional = torch.nn.functional
+    if kind == "ce":
+        return functional.cross_entropy(have, labels)
+    if kind == "kl":
+        mine, theirs = torch.log_softmax(have, -1), torch.log_softmax(want, -1)
+        return functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
+    return functional.mse_loss(have, want) / scale
+
+
+def shares(value: Any, count: int) -> Iterator[Any]:
+    """A batch in `count` equal pieces along its first axis."""
+    size = len(value) // count
+    for number in range(count):
+        yield value[number * size : (number + 1) * size] if count > 1 else value

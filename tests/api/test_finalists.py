@@ -1,0 +1,81 @@
+"""The last choice of widths: better networks of the same cost replace the search's winner, dearer ones never."""
+
+from dataclasses import replace
+
+import pytest
+from onnx_netadapt.finalists import refitted, settle
+from onnx_netadapt.models.demo import write_demo
+from onnx_netadapt.options import Options
+from onnx_netadapt.passes.search import SearchResult
+from onnx_netadapt.pipeline import set_up
+from onnx_netadapt.progress import Progress
+from onnx_netadapt.searching import searcher_of
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Everything up to the search, with a budget of multiply-accumulates: nothing depends on a clock."""
+    model, data = write_demo(tmp_path_factory.mktemp("demo"))
+    options = Options(budgets=("macs=0.5x",), data=str(data), min_keep=0.1)
+    return set_up(model, options, "demo", Progress(quiet=True), "")
+
+
+@pytest.fixture(scope="module")
+def searcher(bench):
+    limits = bench.limits(bench.run)
+    return searcher_of(bench.run, bench.narrowing, bench.cost, bench.choices, bench.scorer, limits, bench.samples)
+
+
+def _unwise(bench, searcher):
+    """A network within the budget that has lost most of a few groups, and nothing elsewhere."""
+    widths = dict(bench.narrowing.full)
+    for choice in sorted(bench.choices, key=lambda choice: choice.widths[-1]):
+        widths[choice.id] = choice.widths[0]
+        if bench.cost(widths)["macs"] <= searcher.limits["macs"]:
+            break
+    return SearchResult(widths, bench.cost.measure(widths), ())
+
+
+def _score(bench, widths):
+    model, _ = refitted(bench.narrowing, bench.statistics, widths, bench.run.batches, rescale=True)
+    return bench.scorer.evaluator.score(model)
+
+
+def _settle(bench, searcher, result):
+    return settle(bench.run, bench.narrowing, bench.statistics, searcher, result, bench.scorer.evaluator)
+
+
+def test_an_unwise_network_is_replaced_by_a_better_one_within_the_budget(bench, searcher):
+    unwise = _unwise(bench, searcher)
+    found = _settle(bench, searcher, unwise)
+    assert found.widths != unwise.widths
+    assert found.measured["macs"] <= searcher.limits["macs"]
+    assert _score(bench, found.widths) > _score(bench, unwise.widths)
+    last = found.steps[-1]
+    assert dict(last.widths) == dict(found.widths)
+    assert last.score == max(proposal["score"] for proposal in last.proposals)
+
+
+def test_the_best_network_stays(bench, searcher):
+    best = replace(_settle(bench, searcher, _unwise(bench, searcher)), steps=())
+    again = _settle(bench, searcher, best)
+    assert _score(bench, again.widths) >= _score(bench, best.widths)
+    if again.widths == best.widths:
+        assert again.steps == ()
+
+
+def test_what_is_over_the_budget_by_measurement_is_passed_over(bench, searcher):
+    unwise = _unwise(bench, searcher)
+
+    class Dear:
+        """The same costs, but whatever is measured besides the winner turns out over the budget."""
+
+        def __call__(self, widths):
+            return bench.cost(widths)
+
+        def measure(self, widths):
+            factor = 1.0 if dict(widths) == dict(unwise.widths) else 3.0
+            return {name: factor * value for name, value in bench.cost.measure(widths).items()}
+
+    found = _settle(bench, replace(searcher, cost=Dear()), unwise)
+    assert found == unwise
