@@ -12,6 +12,7 @@ from typing import Any
 
 _HOMES = {
     "adapt": "facade",
+    "adapt_each": "facade",
     "from_torch": "facade",
     "to_torch": "facade",
     "inspect": "facade",
@@ -22,7 +23,18 @@ _HOMES = {
     "NetAdaptError": "ir.errors",
 }
 
-__all__ = ["NetAdaptError", "adapt", "from_torch", "inspect", "measure", "profile", "prune", "to_torch", "verify"]
+__all__ = [
+    "NetAdaptError",
+    "adapt",
+    "adapt_each",
+    "from_torch",
+    "inspect",
+    "measure",
+    "profile",
+    "prune",
+    "to_torch",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx_netadapt.ir.errors import InputError, TargetError
+from onnx_netadapt.ir.errors import InputError
 
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 UNITS: Mapping[str, Mapping[str, float]] = {
@@ -18,7 +18,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {
 """Units of every resource, as multiples of its own: ms, operations, elements, bytes, mJ."""
 
 _FORM = re.compile(r"(?:(?P<resource>\w+)=)?(?P<number>\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)\s*(?P<unit>[A-Za-zµ]*)")
-_HELP = "write for example 40ms, 900us, 0.5x, macs=150M, params=2M, size=4MB or memory=30MB"
+_HELP = "write for example 40ms, 900us, 0.5x, macs=150M, params=2M, size=4MB, memory=30MB or energy=15mJ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,6 @@ def parse_budget(text: str) -> Budget:
     amount, unit = float(found["number"]), found["unit"]
     if amount <= 0:
         raise InputError(f"--budget {text}: must be above zero; {_HELP}")
-    if resource == "energy":
-        raise TargetError(f"--budget {text}: this target has no energy meter that can be read; give another budget")
     if unit == "x":
         return Budget(resource, amount, True, text)
     if unit not in UNITS[resource]:
@@ -69,10 +67,31 @@ def parse_budgets(texts: Sequence[str]) -> dict[str, Budget]:
     return found
 
 
+def each_budget(texts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The budgets of each model that a run is asked for: `0.8x,0.6x` asks for two; all others hold for both.
+
+    InputError when more than one option has a list, or a list names a budget twice or mixes resources.
+    """
+    lists = [text for text in texts if "," in text]
+    if len(lists) > 1:
+        raise InputError(f"--budget {lists[1]}: only one --budget may be a list, and {lists[0]} is one")
+    if not lists:
+        return (tuple(texts),)
+    parts = [part.strip() for part in lists[0].split(",")]
+    resources = {parse_budget(part).resource for part in parts}
+    if len(resources) > 1:
+        raise InputError(f"--budget {lists[0]}: a list is of one resource, this one has {', '.join(sorted(resources))}")
+    if len(set(parts)) < len(parts):
+        raise InputError(f"--budget {lists[0]}: a budget is named twice")
+    return tuple(tuple(part if text is lists[0] else text for text in texts) for part in parts)
+
+
 def show_amount(resource: str, amount: float) -> str:
     """An amount with a unit that suits it."""
     if resource == "latency":
         return f"{amount:.3g} ms" if amount < 100 else f"{amount:.0f} ms"
+    if resource == "energy":
+        return f"{amount:.3g} mJ"
     if resource in ("size", "memory"):
         return f"{amount / 1e6:.3g} MB"
     unit, scale = ("G", 1e9) if amount >= 1e9 else ("M", 1e6) if amount >= 1e6 else ("k", 1e3)

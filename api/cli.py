@@ -21,6 +21,9 @@ app = typer.Typer(
 
 Model = Annotated[Path, typer.Argument(help="the model file", metavar="MODEL.onnx")]
 TargetOption = Annotated[str, typer.Option("--target", help="cpu[:threads=N], openvino, cuda, ...")]
+SessionOption = Annotated[
+    list[str], typer.Option("--session-option", help="KEY=VALUE, as session.intra_op.allow_spinning=0; repeatable")
+]
 ShapeOption = Annotated[list[str], typer.Option("--shape", help="NAME=1,3,224,224: fixes an open input shape")]
 JsonOption = Annotated[bool, typer.Option("--json", help="the result as JSON on standard output")]
 DataOption = Annotated[str | None, typer.Option("--data", help=".npz, folder of images, or package.module:function")]
@@ -31,6 +34,12 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="file to write")]
 ExcludeOption = Annotated[list[str], typer.Option("--exclude", help="group or node names that must not be pruned")]
 OnlyOption = Annotated[list[str], typer.Option("--only", help="group or node names that alone may be pruned")]
+RenormalizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--renormalize", help="also prune channels that LayerNormalization mixes: it then normalizes over those left"
+    ),
+]
 MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of every width")]
 
 
@@ -38,7 +47,8 @@ MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of
 def adapt_command(
     model: Model,
     budget: Annotated[
-        list[str], typer.Option("--budget", help="40ms, 0.5x, macs=150M, size=4MB, ...; repeatable")
+        list[str],
+        typer.Option("--budget", help="40ms, 0.5x, macs=150M, size=4MB, ...; repeatable; 0.8x,0.6x: two models"),
     ] = [],
     output: OutputOption = None,
     data: DataOption = None,
@@ -50,11 +60,19 @@ def adapt_command(
         str | None, typer.Option("--metric", help="top1, agreement, cosine, package.module:function")
     ] = None,
     target: TargetOption = "cpu",
-    search: Annotated[str, typer.Option("--search", help="netadapt or multiplier")] = "netadapt",
-    finetune: Annotated[str | None, typer.Option("--finetune", help="none, or steps=500,lr=1e-4,...")] = None,
+    session_option: SessionOption = [],
+    search: Annotated[str, typer.Option("--search", help="netadapt, mcd, chamnet or multiplier")] = "netadapt",
+    finetune: Annotated[
+        str | None, typer.Option("--finetune", help="none, or steps=500,seconds=300,lr=1e-3,... [400 steps or 150 s]")
+    ] = None,
+    loss: Annotated[str | None, typer.Option("--loss", help="package.module:function: a loss of your own")] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", help="package.module:function: a training loop of your own")
+    ] = None,
     shape: ShapeOption = [],
     exclude: ExcludeOption = [],
     only: OnlyOption = [],
+    renormalize: RenormalizeOption = False,
     min_keep: MinKeepOption = 0.1,
     step: Annotated[float | None, typer.Option("--step", help="first reduction, as a share of the start")] = None,
     decay: Annotated[float, typer.Option("--decay", help="factor of the reduction per step")] = 0.96,
@@ -64,6 +82,15 @@ def adapt_command(
     published: Annotated[
         bool, typer.Option("--published", help="the search exactly as published: single-group proposals only")
     ] = False,
+    predictor: Annotated[
+        Path | None, typer.Option("--predictor", help="chamnet: file of scored samples to use and extend")
+    ] = None,
+    meter: Annotated[
+        str | None, typer.Option("--meter", help="package.module:function that returns the joules counted so far")
+    ] = None,
+    scoring: Annotated[
+        str, typer.Option("--scoring", help="refit, or masked: no refit, many networks in one batch")
+    ] = "refit",
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="write the nearest model if the budget is out of reach")
     ] = False,
@@ -76,31 +103,47 @@ def adapt_command(
     from onnx_netadapt.paths import check_output, check_outputs_apart
     from onnx_netadapt.pipeline import adapt
     from onnx_netadapt.progress import Progress
+    from onnx_netadapt.sweep import sweep
 
     out = output or default_output(model)
     options = Options(
         budgets=tuple(budget), output=out, data=data, report_data=report_data, preprocess=preprocess, metric=metric,
-        target=target, search=search, finetune=finetune, shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude),
-        only=tuple(only), min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume,
-        best_effort=best_effort, published=published, seed=seed,
+        target=_target(target, session_option), search=search, finetune=finetune, loss=loss, train=train,
+        shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude), only=tuple(only), renormalize=renormalize,
+        min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume, best_effort=best_effort,
+        published=published, scoring=scoring, predictor=predictor, meter=meter, seed=seed,
     )  # fmt: skip
     check_output(out)
     check_outputs_apart(model, out)
     command = " ".join(["onnx-netadapt", *sys.argv[1:]])
-    found = adapt(model, options, name=str(model), progress=Progress(quiet=quiet), command=command)
-    _print(found.report, json)
-    if not found.report.met:
+    told: dict[str, Any] = {"name": str(model), "progress": Progress(quiet=quiet), "command": command}
+    many = any("," in text for text in budget)
+    result = sweep(model, options, **told).pareto if many else adapt(model, options, **told).report
+    _print(result, json)
+    if not result.met:
         raise typer.Exit(3)
 
 
 @app.command("inspect")
 def inspect_command(
-    model: Model, shape: ShapeOption = [], lut: LutOption = None, target: TargetOption = "cpu", json: JsonOption = False
+    model: Model,
+    renormalize: RenormalizeOption = False,
+    shape: ShapeOption = [],
+    lut: LutOption = None,
+    target: TargetOption = "cpu",
+    session_option: SessionOption = [],
+    json: JsonOption = False,
 ) -> None:
     """Shows groups, widths, barriers with reasons, multiply-accumulates and parameters."""
     from onnx_netadapt.inspection import inspect
 
-    _print(inspect(model, shapes=_shapes(shape), lut=lut, target=target), json)
+    where = _target(target, session_option)
+    found = inspect(model, shapes=_shapes(shape), lut=lut, target=where, renormalize=renormalize)
+    _print(found, json)
+    if found.problem is not None:
+        from onnx_netadapt.ir.errors import TargetError
+
+        raise TargetError(f"{found.problem}; it can be looked at, but not be pruned")
 
 
 @app.command("prune")
@@ -111,6 +154,7 @@ def prune_command(
     output: OutputOption = None,
     exclude: ExcludeOption = [],
     only: OnlyOption = [],
+    renormalize: RenormalizeOption = False,
     shape: ShapeOption = [],
     json: JsonOption = False,
 ) -> None:
@@ -118,13 +162,14 @@ def prune_command(
     from onnx_netadapt.commands import prune_file
 
     out = output or model.with_name(f"{model.stem}.pruned.onnx")
-    _print(prune_file(model, out, keep, widths, tuple(exclude), tuple(only), _shapes(shape)), json)
+    _print(prune_file(model, out, keep, widths, tuple(exclude), tuple(only), renormalize, _shapes(shape)), json)
 
 
 @app.command("measure")
 def measure_command(
     model: Model,
     target: TargetOption = "cpu",
+    session_option: SessionOption = [],
     shape: ShapeOption = [],
     runs: Annotated[int, typer.Option("--runs", help="least number of runs")] = 50,
     json: JsonOption = False,
@@ -132,7 +177,7 @@ def measure_command(
     """Measures the latency of a whole model."""
     from onnx_netadapt.commands import measure_model
 
-    _print(measure_model(model, target=target, shapes=_shapes(shape), runs=runs), json)
+    _print(measure_model(model, target=_target(target, session_option), shapes=_shapes(shape), runs=runs), json)
 
 
 @app.command("profile")
@@ -140,7 +185,11 @@ def profile_command(
     model: Model,
     lut: LutOption = None,
     target: TargetOption = "cpu",
+    session_option: SessionOption = [],
     shape: ShapeOption = [],
+    merge: Annotated[
+        list[Path], typer.Option("--merge", help="another table of this target, to take over first; repeatable")
+    ] = [],
     variants: Annotated[int, typer.Option("--check", help="unseen networks to judge the table by")] = 12,
     min_keep: MinKeepOption = 0.1,
     seed: SeedOption = 0,
@@ -152,7 +201,8 @@ def profile_command(
     from onnx_netadapt.progress import Progress
 
     progress = Progress(quiet=quiet)
-    _print(profile_model(model, lut, target, _shapes(shape), variants, min_keep, seed, progress), json)
+    where = _target(target, session_option)
+    _print(profile_model(model, lut, where, _shapes(shape), variants, min_keep, seed, progress, merge), json)
 
 
 @app.command("verify")
@@ -172,6 +222,15 @@ def verify_command(
     _print(found, json)
     if not found.passed:
         raise typer.Exit(2)
+
+
+def _target(text: str, session_options: list[str]) -> str:
+    """The target with the session options in its text."""
+    if not session_options:
+        return text
+    from onnx_netadapt.profiler import Target
+
+    return str(Target.parse(text).with_session_options(session_options))
 
 
 def _shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

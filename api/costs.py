@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import onnx
+from onnx_netadapt.energy import EnergyModel
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.profiler import (
     Feeds,
     Latency,
     LatencyModel,
+    Liveness,
     Memory,
     Target,
     measure_against,
@@ -16,12 +18,16 @@ from onnx_netadapt.profiler import (
     runner,
 )
 
+MEASURED = ("latency", "energy")
+"""Resources that are measured on the target; the others are counted on the built network."""
+
 STEP_SECONDS = 0.3
 FINAL_SECONDS = 1.5
 
 
 class NetworkCost:
-    """Costs by resource (`latency` in ms, `macs`, `params`, `size` and `memory` in bytes) of one narrowed network.
+    """Costs by resource of one narrowed network: `latency` in ms, `energy` in mJ, `macs`, `params`, `size` and `memory`
+    in bytes.
 
     A latency is measured in alternation with the original and told as its multiple, so that a change of the machine's
     speed does not count (LATENCY 2).
@@ -34,8 +40,10 @@ class NetworkCost:
         self.resources = tuple(resources)
         self.start = start
         self.latency: LatencyModel | None = None
+        self.energy: EnergyModel | None = None
         self._original = runner(narrowing.graph.model, target, feeds)
         self._overhead = narrowing.graph.model.ByteSize() - narrowing.sizes.weight_bytes(narrowing.full)
+        self._liveness = Liveness.of(narrowing.graph.model)
         self._known: dict[tuple[tuple[str, int], ...], dict[str, float]] = {}
 
     def __call__(self, widths: Mapping[str, int], /) -> Mapping[str, float]:
@@ -47,6 +55,9 @@ class NetworkCost:
         if resource == "latency":
             assert self.latency is not None
             return self.latency.estimate(widths)
+        if resource == "energy":
+            assert self.energy is not None
+            return self.energy(widths)
         if resource == "macs":
             return float(sizes.macs(widths))
         if resource == "params":
@@ -57,16 +68,20 @@ class NetworkCost:
 
     def memory_of(self, widths: Mapping[str, int]) -> Memory:
         """Parameter bytes and the peak of activations alive at once."""
-        return memory(self.narrowing.build(widths), self.narrowing.shapes(widths))
+        return self._liveness(self.narrowing.shapes(widths))
 
     def measure(self, widths: Mapping[str, int], /) -> Mapping[str, float]:
         """Measured costs; what is not a time is counted exactly on the built network."""
-        key = tuple(sorted(widths.items()))
+        key = tuple(sorted((self.narrowing.full | dict(widths)).items()))
         if key not in self._known:
             model = self.narrowing.build(widths)
-            found = {name: self._estimate(name, widths) for name in self.resources if name != "latency"}
+            found = {name: self._estimate(name, widths) for name in self.resources if name not in MEASURED}
             if "size" in found:
                 found["size"] = float(model.ByteSize())
+            if "memory" in found:
+                found["memory"] = float(memory(model, self.narrowing.shapes(widths)).total_bytes)
+            if self.energy is not None:
+                found["energy"] = self.energy.measure(widths)
             if "latency" in self.resources:
                 found["latency"] = self._measured_ms(model)
                 if self.latency is not None:
@@ -76,8 +91,8 @@ class NetworkCost:
 
     def _measured_ms(self, model: onnx.ModelProto) -> float:
         run = runner(model, self.target, self.feeds)
-        _, ratio = measure_against(self._original, run, self.target, min_seconds=STEP_SECONDS)
-        return ratio * self.start.median_ms
+        found = measure_against(self._original, run, self.target, min_seconds=STEP_SECONDS)
+        return found.ratio * self.start.median_ms
 
     def final(self, model: onnx.ModelProto) -> tuple[Latency, Latency]:
         """The latencies of the original and of a model, measured in alternation and at length."""

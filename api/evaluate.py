@@ -1,7 +1,7 @@
 """Running models over sets of examples, and scoring them against the original."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from onnx_netadapt.profiler import Target
 Array = NDArray[Any]
 
 BATCH = 32
+ROWS = 256
+"""Examples in one batch when many networks are judged at once."""
+
 REFERENCE_BYTES = 400_000_000
 """Outputs of the original are kept up to this size, and worked out anew for each use beyond it."""
 
@@ -83,23 +86,56 @@ class Evaluator:
 
     def score(self, model: onnx.ModelProto | bytes) -> float:
         """The metric's mean over the set; minus infinity when the model gives numbers that are not finite."""
-        run = Runner(model)
-        total, seen = 0.0, 0
-        outputs_seen: list[list[Array]] = []
-        labels_seen: list[Array] = []
+        run, tally = Runner(model), _Tally(self.metric)
         for feeds, labels, count, original in self._reference():
-            outputs = run(feeds)
-            if self.metric.whole is not None:
-                outputs_seen.append([array[:count] for array in outputs])
-                labels_seen += [] if labels is None else [labels]
-                continue
-            assert self.metric.per_example is not None
-            total += float(np.sum(_per_example(self.metric, outputs, original, labels, count)))
-            seen += count
+            tally.add(run(feeds), original, labels, count)
+        return tally.mean()
+
+    def score_rows(self, run: Runner, rows: Mapping[str, Array]) -> list[float]:
+        """A score for each row of the inputs `rows`, which every example of a batch may have of its own.
+
+        A model that takes any batch gets ROWS examples at once, several rows beside each other.
+        """
+        number = len(next(iter(rows.values())))
+        tallies = [_Tally(self.metric) for _ in range(number)]
+        fixed = any(port.dims and port.dims[0] is not None for port in self.graph.inputs)
+        for feeds, labels, count, original in self._reference():
+            size = max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+            step = 1 if fixed else max(1, ROWS // size)
+            for start in range(0, number, step):
+                own = {name: np.repeat(value[start : start + step], size, axis=0) for name, value in rows.items()}
+                beside = min(step, number - start)
+                outputs = run({name: np.concatenate([value] * beside) for name, value in feeds.items()} | own)
+                parts = [np.split(array, beside) for array in outputs]
+                for place in range(beside):
+                    tallies[start + place].add([part[place] for part in parts], original, labels, count)
+        return [tally.mean() for tally in tallies]
+
+
+class _Tally:
+    """The sum of a metric over batches."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self._total, self._seen = 0.0, 0
+        self._outputs: list[list[Array]] = []
+        self._labels: list[Array] = []
+
+    def add(self, outputs: Outputs, original: Outputs, labels: Array | None, count: int) -> None:
+        """Counts the first `count` examples of a batch."""
         if self.metric.whole is not None:
-            joined = [np.concatenate(parts) for parts in zip(*outputs_seen, strict=True)]
-            return self.metric.whole(joined, np.concatenate(labels_seen) if labels_seen else None)
-        mean = total / max(seen, 1)
+            self._outputs.append([array[:count] for array in outputs])
+            self._labels += [] if labels is None else [labels]
+            return
+        self._total += float(np.sum(_per_example(self.metric, outputs, original, labels, count)))
+        self._seen += count
+
+    def mean(self) -> float:
+        """The mean so far; minus infinity when it is not finite."""
+        if self.metric.whole is not None:
+            joined = [np.concatenate(parts) for parts in zip(*self._outputs, strict=True)]
+            return self.metric.whole(joined, np.concatenate(self._labels) if self._labels else None)
+        mean = self._total / max(self._seen, 1)
         return mean if np.isfinite(mean) else float("-inf")
 
 

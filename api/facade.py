@@ -23,8 +23,10 @@ from onnx_netadapt.paths import check_output
 from onnx_netadapt.pipeline import Adapted
 from onnx_netadapt.pipeline import adapt as run_adapt
 from onnx_netadapt.progress import Progress
+from onnx_netadapt.sweep import Sweep
+from onnx_netadapt.sweep import sweep as run_sweep
 
-__all__ = ["adapt", "from_torch", "inspect", "measure", "profile", "prune", "to_torch", "verify"]
+__all__ = ["adapt", "adapt_each", "from_torch", "inspect", "measure", "profile", "prune", "to_torch", "verify"]
 
 
 def adapt(
@@ -48,6 +50,25 @@ def adapt(
     return run_adapt(model, chosen, name=name, progress=Progress(quiet=quiet))
 
 
+def adapt_each(
+    model: Source,
+    budgets: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+    output: str | Path | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> Sweep:
+    """One model for each of several budgets of one resource (`.models`, the loosest first) and their table (`.pareto`).
+
+    `also` are budgets that hold for all of them. With `output` each model is written beside it, its budget in its name.
+    """
+    path = Path(output) if output is not None else None
+    chosen = Options(budgets=(",".join(budgets), *also), output=path, **options)
+    name = str(model) if isinstance(model, str | Path) else "model"
+    return run_sweep(model, chosen, name=name, progress=Progress(quiet=quiet))
+
+
 def prune(
     model: Source,
     *,
@@ -55,10 +76,22 @@ def prune(
     widths: Mapping[str, int] | None = None,
     exclude: Sequence[str] = (),
     only: Sequence[str] = (),
+    renormalize: bool = False,
     shapes: Mapping[str, Shape] | None = None,
 ) -> Pruned:
-    """The model (`.model`) with a share of every group kept, or at given widths, and the plan (`.plan`)."""
-    return prune_model(model, keep=keep, widths=widths, exclude=tuple(exclude), only=tuple(only), shapes=shapes)[0]
+    """The model (`.model`) with a share of every group kept, or at given widths, and the plan (`.plan`).
+
+    `renormalize` also prunes channels that LayerNormalization and its like mix: they then normalize over those left.
+    """
+    return prune_model(
+        model,
+        keep=keep,
+        widths=widths,
+        exclude=tuple(exclude),
+        only=tuple(only),
+        renormalize=renormalize,
+        shapes=shapes,
+    )[0]
 
 
 def measure(

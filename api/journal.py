@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +14,78 @@ SCHEMA_VERSION = 1
 
 
 class FileJournal:
-    """A journal in a file; `past` are the steps of the run that is continued."""
+    """A journal in a file; `past` are the steps of the run that is continued.
+
+    A run through many budgets sets `goal`, the place of the budget that steps are taken for: `past` are then the steps
+    up to that budget, and `finished` names the budgets whose model is written.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
+        self.goal = 0
         self._header = {"schema_version": SCHEMA_VERSION, **header}
-        self.past: list[Step] = _read(path, self._header) if resume else []
-        self._lines = [json.dumps(self._header, sort_keys=True), *map(_line, self.past)]
+        self._entries: list[_Entry] = _read(path, self._header) if resume else []
+
+    @property
+    def past(self) -> list[Step]:
+        """The steps up to the present goal, goal by goal."""
+        known = [entry for entry in self._entries if entry.step is not None and entry.goal <= self.goal]
+        return [entry.step for entry in sorted(known, key=lambda entry: entry.goal) if entry.step is not None]
+
+    @property
+    def finished(self) -> frozenset[int]:
+        """The goals whose model is written."""
+        return frozenset(entry.goal for entry in self._entries if entry.step is None)
 
     def add(self, step: Step, /) -> None:
         """Keeps a step: the file is whole at any moment."""
-        self._lines.append(_line(step))
-        write_atomically(self.path, ("\n".join(self._lines) + "\n").encode())
+        self._keep(_Entry(self.goal, step))
+
+    def finish(self) -> None:
+        """Keeps that the model of the present goal is written."""
+        self._keep(_Entry(self.goal, None))
+
+    def _keep(self, entry: "_Entry") -> None:
+        self._entries.append(entry)
+        lines = [json.dumps(self._header, sort_keys=True), *map(_line, self._entries)]
+        write_atomically(self.path, ("\n".join(lines) + "\n").encode())
 
     def remove(self) -> None:
         """Deletes the file."""
         self.path.unlink(missing_ok=True)
 
 
-def _line(step: Step) -> str:
-    return json.dumps(asdict(step), sort_keys=True)
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A step taken for a goal; no step says that the goal's model is written."""
+
+    goal: int
+    step: Step | None
 
 
-def _read(path: Path, header: Mapping[str, Any]) -> list[Step]:
+def _line(entry: _Entry) -> str:
+    told = {"finished": True} if entry.step is None else asdict(entry.step)
+    return json.dumps(told | ({"goal": entry.goal} if entry.goal or entry.step is None else {}), sort_keys=True)
+
+
+def _entry(line: Mapping[str, Any]) -> _Entry:
+    told = dict(line)
+    goal = int(told.pop("goal", 0))
+    if told.pop("finished", False):
+        return _Entry(goal, None)
+    return _Entry(goal, Step(**(told | {"proposals": tuple(told["proposals"])})))
+
+
+def _read(path: Path, header: Mapping[str, Any]) -> list[_Entry]:
     if not path.is_file():
         raise InputError(f"--resume: there is no journal {path}; start without --resume")
     try:
         first, *lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-        steps = [Step(**(line | {"proposals": tuple(line["proposals"])})) for line in lines]
+        entries = [_entry(line) for line in lines]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"--resume: journal {path} cannot be read ({error}); start without --resume") from error
     different = sorted(name for name in header.keys() | first.keys() if header.get(name) != first.get(name))
     if different:
         parts = ", ".join(f"{name} was {first.get(name)!r} and is {header.get(name)!r}" for name in different)
         raise InputError(f"--resume: journal {path} belongs to another run: {parts}; start without --resume")
-    return steps
+    return entries

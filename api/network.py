@@ -11,7 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph, Shape
-from onnx_netadapt.passes.coupling import Coupling, Group
+from onnx_netadapt.ir.relations import Axis
+from onnx_netadapt.passes.barriers import weight_axes
+from onnx_netadapt.passes.coupling import Coupling, Group, constant_tensors
 from onnx_netadapt.passes.prune import Pruned, prune
 from onnx_netadapt.passes.search import Choice
 from onnx_netadapt.passes.sizes import Order, Sizes, kept_units
@@ -31,11 +33,15 @@ LEVELS = 24
 
 @dataclass(frozen=True)
 class Narrowing:
-    """A coupled graph with a nested order of the units of every group."""
+    """A coupled graph with a nested order of the units of every group.
+
+    `curves` and `amounts` are the errors of every width by group, as `UnitOrder.error` and `UnitOrder.amount`.
+    """
 
     coupling: Coupling
     order: Order
     curves: Mapping[str, NDArray[np.float64]] | None = None
+    amounts: Mapping[str, NDArray[np.float64]] | None = None
 
     @property
     def graph(self) -> Graph:
@@ -113,29 +119,62 @@ def channels_per_unit(coupling: Coupling, group: Group) -> int:
     return 1
 
 
-def node_names(coupling: Coupling, group: Group) -> tuple[list[str], list[str]]:
-    """The nodes that make a group's channels with weights, and those that sum over them."""
+def check_prunable(coupling: Coupling) -> None:
+    """Raises InputError for a model without weights that sum over channels: no operator of it can be narrowed."""
+    graph = coupling.graph
+    if weight_axes(graph, coupling.relations, constant_tensors(graph)):
+        return
+    names = sorted({f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.nodes})
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    raise InputError(
+        f"the model has no weights that sum over channels (it consists of {', '.join(names[:6])}{more}), "
+        "so there is nothing to prune in it: this tool narrows convolutions, matrix products and recurrent layers"
+    )
+
+
+def means_note(plan: Mapping[str, Any]) -> list[str]:
+    """What to say of a plan that removes channels over which the model takes means."""
+    nodes = {entry["node"] for group in plan["groups"] for entry in group.get("means", ())}
+    if not nodes:
+        return []
+    return [
+        f"{len(nodes)} normalizations are over fewer channels now, which changes what they give for those left; "
+        "the zeroing check takes their means over the kept channels in the original as well"
+    ]
+
+
+def why_whole(coupling: Coupling) -> str:
+    """The first few reasons why nothing can be pruned, for a message."""
+    reasons = sorted({f"{b.reason} ({b.op_type or 'model'})" for b in coupling.barriers})[:3]
+    return f": {'; '.join(reasons)}" if reasons else ""
+
+
+Ends = tuple[list[str], list[str]]
+
+
+def node_names(coupling: Coupling) -> dict[str, Ends]:
+    """For every group the nodes that make its channels with weights, and those that sum over them."""
     graph, contracted = coupling.graph, coupling.contracted()
-    weighted = {item.node for item in coupling.relations.contracts}
-    producers: list[str] = []
-    consumers: list[str] = []
-    axes = set(group.axes)
-    for node in graph.nodes:
-        if node.index not in weighted:
-            continue
-        read = {(graph.use(node, slot), axis) for slot, name in enumerate(node.inputs) if name for axis in range(8)}
-        if read & axes & contracted:
-            consumers.append(node.label)
-        if any((name, axis) in axes for name in node.outputs for axis in range(8)):
-            producers.append(node.label)
-    return producers, consumers
+    owners: dict[Axis, list[str]] = {}
+    found: dict[str, Ends] = {}
+    for group in coupling.groups:
+        found[group.id] = ([], [])
+        for axis in group.axes:
+            owners.setdefault(axis, []).append(group.id)
+    for index in sorted({item.node for item in coupling.relations.contracts}):
+        node = graph.nodes[index]
+        read = {graph.use(node, slot) for slot, name in enumerate(node.inputs) if name}
+        for end, names in ((1, read), (0, node.outputs)):
+            axes = {axis for name in names for axis in coupling.axes_of.get(name, ())}
+            axes = axes & contracted if end else axes
+            for name in {name for axis in axes for name in owners.get(axis, ())}:
+                found[name][end].append(node.label)
+    return found
 
 
 def selected_groups(coupling: Coupling, exclude: Sequence[str], only: Sequence[str]) -> list[Group]:
     """The groups that the patterns leave; InputError when a pattern matches nothing."""
-    names = {
-        group.id: {group.id, *(n for part in node_names(coupling, group) for n in part)} for group in coupling.groups
-    }
+    names = {name: {name, *made, *read} for name, (made, read) in node_names(coupling).items()}
     for option, patterns in (("--exclude", exclude), ("--only", only)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for known in names.values() for name in known):

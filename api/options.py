@@ -1,16 +1,23 @@
 """The options of a run as plain data, the same for the command line and for Python."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Shape
 
+SCORINGS = ("refit", "masked")
+"""How the search judges a network: with its weights refitted, or as it stands, many at once (see `scoring`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of the main job; CONTRACTS section 1 says what each means."""
+    """Options of the main job; CONTRACTS section 1 says what each means.
+
+    `loss`, `train` and `callback` are parts of fine-tuning of the user's own (docs/hooks.md).
+    """
 
     budgets: tuple[str, ...]
     output: Path | None = None
@@ -21,6 +28,9 @@ class Options:
     target: str = "cpu"
     search: str = "netadapt"
     finetune: str | None = None
+    loss: str | Callable[..., Any] | None = None
+    train: str | Callable[..., Any] | None = None
+    callback: Callable[..., Any] | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -32,6 +42,10 @@ class Options:
     resume: bool = False
     best_effort: bool = False
     published: bool = False
+    renormalize: bool = False
+    scoring: str = "refit"
+    predictor: Path | None = None
+    meter: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -39,6 +53,10 @@ class Options:
             raise InputError(f"--min-keep {self.min_keep}: must be above 0 and at most 1")
         if self.step is not None and not 0 < self.step < 1:
             raise InputError(f"--step {self.step}: must be a share of the starting cost between 0 and 1")
+        if self.scoring not in SCORINGS:
+            raise InputError(f"--scoring {self.scoring}: choose one of {', '.join(SCORINGS)}")
+        if self.predictor is not None and self.search != "chamnet":
+            raise InputError(f"--predictor {self.predictor}: --search {self.search} has none; use --search chamnet")
         if not 0 < self.decay <= 1:
             raise InputError(f"--decay {self.decay}: must be above 0 and at most 1")
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from onnx_netadapt.ir.errors import InputError
 
 
-def check_output(path: Path) -> None:
-    """Raises InputError when a file could not be written there."""
+def check_output(path: Path, option: str = "--output") -> None:
+    """Raises InputError, which names the option, when a file could not be written there."""
     folder = path.parent if str(path.parent) else Path()
     if path.is_dir():
-        raise InputError(f"--output {path} is a folder; name a file")
+        raise InputError(f"{option} {path} is a folder; name a file")
     if not folder.is_dir():
-        raise InputError(f"--output {path}: folder {folder} does not exist; make it first")
+        raise InputError(f"{option} {path}: folder {folder} does not exist; make it first")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--output {path}: folder {folder} cannot be written to; choose another")
+        raise InputError(f"{option} {path}: folder {folder} cannot be written to; choose another")
 
 
 def check_outputs_apart(model: Path, output: Path) -> None:

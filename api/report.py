@@ -1,11 +1,12 @@
 """The report of a run: plain data, written as JSON for programs and as one self-contained page for people."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.write import write_atomically
 
 SCHEMA_VERSION = 1
@@ -55,6 +56,7 @@ class AdaptReport:
     estimate_ms: float | None
     lut: Mapping[str, Any] | None
     data: Mapping[str, Any]
+    search: Mapping[str, Any]
     recovery: Mapping[str, Any]
     finetune: Mapping[str, Any]
     equivalence: Mapping[str, Any]
@@ -109,19 +111,33 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode())
 
 
+def read_report(output: Path) -> dict[str, Any]:
+    """The report beside a written model; InputError when it cannot be read."""
+    path = output.with_name(f"{output.name.removesuffix('.onnx')}.report.json")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the report of {output.name} cannot be read ({error}); delete {output}") from error
+    return found
+
+
 def write_html(path: Path, report: AdaptReport) -> None:
-    """Writes the page for people in one step: no scripts, no links to elsewhere."""
+    """Writes the page for people."""
+    name = str(report.budgets[0]["resource"])
+    points = [(float(s["measured"][name]), float(s["score"])) for s in report.history if s["score"] is not None]
+    write_page(path, "report.html.j2", report=report.as_json(), chart=trade_off(name, points))
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Writes a page in one step: no scripts, no links to elsewhere."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(loader=PackageLoader("onnx_netadapt", "."), autoescape=select_autoescape(default=True))
-    page = environment.get_template("report.html.j2").render(report=report.as_json(), chart=_chart(report))
-    write_atomically(path, page.encode())
+    write_atomically(path, environment.get_template(template).render(**values).encode())
 
 
-def _chart(report: AdaptReport) -> dict[str, Any]:
-    """Points of the trade-off (latency or the first budgeted resource against score) in the units of an SVG."""
-    name = str(report.budgets[0]["resource"])
-    points = [(float(s["measured"][name]), float(s["score"])) for s in report.history if s["score"] is not None]
+def trade_off(name: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Points (cost, score) of the trade-off of a resource in the units of an SVG; none for fewer than two."""
     if len(points) < 2:
         return {}
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)

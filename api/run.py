@@ -9,16 +9,21 @@ import numpy as np
 import onnx
 from onnx_netadapt.budgets import Budget, parse_budgets
 from onnx_netadapt.data import load_data
+from onnx_netadapt.energy import meter_of
 from onnx_netadapt.evaluate import fixed_feeds
+from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Data, Feeds, Indices
 from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.ir.external import byte_size
 from onnx_netadapt.ir.graph import Graph
 from onnx_netadapt.ir.load import Source, load
+from onnx_netadapt.ir.write import PROTOBUF_LIMIT
 from onnx_netadapt.metrics import metric_of
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.finetune import FinetuneSettings
 from onnx_netadapt.passes.search import load_search
 from onnx_netadapt.profiler import Latency, Target, measure
+from onnx_netadapt.profiler.energy import Meter
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.splits import MOST_REPORT, split
 
@@ -41,6 +46,7 @@ class Run:
     report_data: Data
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    meter: Meter | None = None
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -68,10 +74,13 @@ def prepare(source: Source, options: Options, progress: Progress) -> Run:
     """Everything that can be wrong with the input is found here, before any long work."""
     budgets = parse_budgets(options.budgets)
     target = Target.parse(options.target)
+    meter = meter_of(target, options.meter) if "energy" in budgets else None
     load_search(options.search)
     FinetuneSettings.parse(options.finetune or "none")
+    hooks_of(options)
     metric = metric_of(options.metric) if options.metric else None
     graph = load(source, shapes=options.shapes)
+    _check_size(graph)
     _check_weights(graph)
     inputs = {port.name: (port.dims, onnx.helper.tensor_dtype_to_np_dtype(port.dtype)) for port in graph.inputs}
     if options.data is None:
@@ -79,7 +88,7 @@ def prepare(source: Source, options: Options, progress: Progress) -> Run:
     target.session(graph.model)
     data = load_data(options.data, inputs, options.preprocess, options.seed)
     graph = _at_data_shape(source, options, graph, data)
-    splits = split(data, options.seed)
+    splits = split(data, options.seed, reporting_apart=options.report_data is not None)
     report_data, report = data, splits.report
     if options.report_data is not None:
         report_data = load_data(options.report_data, inputs, options.preprocess, options.seed)
@@ -95,7 +104,7 @@ def prepare(source: Source, options: Options, progress: Progress) -> Run:
         progress.say(f"  warning: {warning}")
     return Run(
         options, progress, graph, target, budgets, feeds, data, start,
-        splits.calibration, splits.selection, report, report_data, warnings,
+        splits.calibration, splits.selection, report, report_data, warnings, meter=meter,
     )  # fmt: skip
 
 
@@ -110,6 +119,14 @@ def _cannot_train(options: Options, graph: Graph, data: Data) -> list[str]:
         return []
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return [f"torch cannot run the model, so it is not fine-tuned: {reasons[0]}{more}"]
+
+
+def _check_size(graph: Graph) -> None:
+    if byte_size(graph.model) >= PROTOBUF_LIMIT:
+        raise InputError(
+            f"the model has {byte_size(graph.model) / 1e9:.1f} GB, and ONNX Runtime takes at most 2 GB from memory, "
+            "where the main job keeps it; `onnx-netadapt prune` works on models of any size: prune it first"
+        )
 
 
 def _check_weights(graph: Graph) -> None:

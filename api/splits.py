@@ -1,8 +1,10 @@
 """Three disjoint sets of examples: calibration (repairs weights), selection (ranks proposals), report (the score).
 
 1. Half of the examples calibrate, up to 2,000: below 500 recovery gets clearly worse, above 2,000 it gains little.
+   Where half of them are fewer than 500, up to 70% do.
 2. 15% select, up to 1,000: proposals are compared on the same images, so that small differences show.
-3. The rest report, up to 10,000, where the standard error of an accuracy is at most half a point.
+3. The rest report, up to 10,000, where the standard error of an accuracy is at most half a point. Where there are
+   examples apart for that, 85% calibrate and the rest select.
 
 With class labels each class is shared out in these proportions; classes of one example each go round the sets.
 """
@@ -26,10 +28,13 @@ class Splits:
     warnings: tuple[str, ...] = ()
 
 
-def split(data: Data, seed: int = 0) -> Splits:
-    """Three disjoint sets of the positions 0 to n - 1; some are empty below three examples, and `warnings` says so."""
+def split(data: Data, seed: int = 0, *, reporting_apart: bool = False) -> Splits:
+    """Three disjoint sets of the positions 0 to n - 1; some are empty below three examples, and `warnings` says so.
+
+    With `reporting_apart` other examples give the score, and the report set is empty (rule 3).
+    """
     rng = np.random.default_rng(seed)
-    calibrating, selecting, reporting = sizes(data.n)
+    calibrating, selecting, reporting = sizes(data.n, reporting_apart=reporting_apart)
     calibration, rest = _spread(_by_class(data, rng), calibrating)
     selection, rest = _spread(rest, selecting)
     report, _ = _spread(rest, reporting)
@@ -37,13 +42,16 @@ def split(data: Data, seed: int = 0) -> Splits:
         calibration=rng.permutation(calibration),
         selection=rng.permutation(selection),
         report=rng.permutation(report),
-        warnings=_warnings(calibrating, selecting, reporting),
+        warnings=_warnings(calibrating, selecting, None if reporting_apart else reporting),
     )
 
 
-def sizes(n: int) -> tuple[int, int, int]:
+def sizes(n: int, *, reporting_apart: bool = False) -> tuple[int, int, int]:
     """The numbers of calibration, selection and report examples among `n`."""
-    calibration = min(MOST_CALIBRATION, max(1, n // 2))
+    if reporting_apart:
+        calibration = min(MOST_CALIBRATION, max(1, n * 17 // 20))
+        return calibration, min(MOST_SELECTION, n - calibration), 0
+    calibration = min(MOST_CALIBRATION, max(1, n // 2, min(n * 7 // 10, GOOD_CALIBRATION)))
     selection = min(MOST_SELECTION, max(1, n * 3 // 20), n - calibration)
     return calibration, selection, min(MOST_REPORT, n - calibration - selection)
 
@@ -66,9 +74,9 @@ def _spread(order: Indices, count: int) -> tuple[Indices, Indices]:
     return order[taken], order[~taken]
 
 
-def _warnings(calibration: int, selection: int, report: int) -> tuple[str, ...]:
+def _warnings(calibration: int, selection: int, report: int | None) -> tuple[str, ...]:
     found = []
-    if min(selection, report) == 0:
+    if selection == 0 or report == 0:
         found.append(f"{calibration + selection} examples cannot fill three sets: some are empty; give at least 3")
     if calibration < LEAST_CALIBRATION:
         found.append(
@@ -80,7 +88,7 @@ def _warnings(calibration: int, selection: int, report: int) -> tuple[str, ...]:
             f"{calibration} calibration examples: at least {GOOD_CALIBRATION} keep clearly more accuracy; "
             f"give {2 * GOOD_CALIBRATION} examples or more"
         )
-    if 0 < report < GOOD_REPORT:
+    if report and report < GOOD_REPORT:
         error = 50 / report**0.5
         found.append(f"only {report} report examples: the score may be off by {error:.0f} points (one standard error)")
     return tuple(found)

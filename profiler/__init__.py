@@ -1,21 +1,24 @@
 """Measuring: targets, timing, units as the runtime fuses them, the table of their times, and estimates from it."""
 
 from .accuracy import Accuracy, Check, accuracy
+from .capability import Capability
 from .cost import Estimate, LatencyModel, Part
-from .fill import Network, extend, fill
+from .fill import Network, appraise, extend, fill
 from .lut import Entry, Lut, differences
-from .memory import Memory, memory
+from .memory import Liveness, Memory, memory
 from .staircase import Granularity, probe
 from .target import Target
-from .timing import Clocks, Feeds, Latency, measure, measure_against, measure_many, runner
+from .timing import Clocks, Comparison, Feeds, Latency, measure, measure_against, measure_many, runner
 from .trace import Trace, trace
 from .units import Attribution, Executed, attribute
 
 __all__ = [
     "Accuracy",
     "Attribution",
+    "Capability",
     "Check",
     "Clocks",
+    "Comparison",
     "Entry",
     "Estimate",
     "Executed",
@@ -23,6 +26,7 @@ __all__ = [
     "Granularity",
     "Latency",
     "LatencyModel",
+    "Liveness",
     "Lut",
     "Memory",
     "Network",
@@ -30,6 +34,7 @@ __all__ = [
     "Target",
     "Trace",
     "accuracy",
+    "appraise",
     "attribute",
     "differences",
     "extend",

@@ -1,25 +1,32 @@
 """How good a latency model is: estimates against measurements of networks that it has not seen."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .cost import LatencyModel
-from .fill import Network, Progress, run_whole, whole_runner
+from .fill import Network, Progress, check_noise, run_whole, whole_runner
 from .target import Target
+from .timing import Comparison
 
 _MAPE_LIMIT, _WORST_LIMIT = 0.05, 0.10
+_DRIFT_TOLD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One network: what was estimated, what was measured, and the share of the estimate that was extrapolated."""
+    """One network: what was estimated, what was measured, and the share of the estimate that was extrapolated.
+
+    `widths` are its own; `reference_ms` is what the base network took meanwhile.
+    """
 
     estimate_ms: float
     measured_ms: float
     doubtful_share: float
+    widths: Mapping[str, int] = field(default_factory=dict)
+    reference_ms: float = float("nan")
 
     @property
     def error(self) -> float:
@@ -29,9 +36,19 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Errors over all checked networks, as shares (0.01 is one percent)."""
+    """Errors over all checked networks, as shares (0.01 is one percent).
+
+    `drift`: how many times as slow as the table says the base network was while this was measured. It is the machine's
+    speed then and now, and no property of the table, which only has to be right about how networks compare.
+    """
 
     checks: tuple[Check, ...]
+    drift: float = 1.0
+    notes: tuple[str, ...] = ()
+
+    def without_drift(self) -> "Accuracy":
+        """The same with all measurements brought to the speed at which the table was filled."""
+        return Accuracy(tuple(replace(c, measured_ms=c.measured_ms / self.drift) for c in self.checks), 1.0, self.notes)
 
     @property
     def errors(self) -> npt.NDArray[np.float64]:
@@ -68,7 +85,8 @@ class Accuracy:
     @property
     def good(self) -> bool:
         """Whether searches may rely on the estimates; where not, they should measure whole networks."""
-        return self.mape <= _MAPE_LIMIT and self.worst <= _WORST_LIMIT
+        told = self.without_drift()
+        return told.mape <= _MAPE_LIMIT and told.worst <= _WORST_LIMIT
 
     def __str__(self) -> str:
         lines = [f"{'estimate':>10} {'measured':>10} {'error':>8}  extrapolated"]
@@ -81,6 +99,13 @@ class Accuracy:
             f"{self.worst:.1%}, within 5%: {self.within(0.05):.0%}, within 10%: {self.within(0.1):.0%}, "
             f"Spearman {self.spearman:.3f}"
         )
+        if abs(self.drift - 1) > _DRIFT_TOLD:
+            told = self.without_drift()
+            lines.append(
+                f"The machine is now {self.drift:.2f} times as slow as when the table was filled; with that taken out: "
+                f"bias {told.bias:+.1%}, mean error {told.mape:.1%}, worst {told.worst:.1%}"
+            )
+        lines += [f"Warning: {note}" for note in self.notes]
         if not self.good:
             lines.append("The table is not good enough to rank candidates: measure whole networks.")
         return "\n".join(lines)
@@ -108,19 +133,20 @@ def accuracy(
     """
     held = model.lut.networks(model.plan.digest)
     reference = whole_runner(target, network, network.base)
-    measured: list[tuple[dict[str, int], float, float]] = []
+    measured: list[tuple[dict[str, int], Comparison]] = []
     for i in range(count):
         if progress is not None:
             progress(i, count, "checking estimates")
         widths = _unseen(network, rng, on_edges, held)
-        measured.append((widths, *run_whole(target, network, widths, reference)))
-    base_ms = float(np.median([ms for _, _, ms in measured]))
-    return Accuracy(tuple(_check(model, widths, ratio * base_ms) for widths, ratio, _ in measured))
-
-
-def _check(model: LatencyModel, widths: dict[str, int], measured_ms: float) -> Check:
-    told = model.explain(widths)
-    return Check(told.ms, measured_ms, told.doubtful_share)
+        measured.append((widths, run_whole(target, network, widths, reference)))
+    base_ms = float(np.median([whole.reference_ms for _, whole in measured]))
+    checks = []
+    for widths, whole in measured:
+        told = model.explain(widths)
+        checks.append(Check(told.ms, whole.ratio * base_ms, told.doubtful_share, widths, base_ms))
+    note = check_noise(target, [whole for _, whole in measured])
+    notes = tuple(dict.fromkeys([*model.notes, note] if note else model.notes))
+    return Accuracy(tuple(checks), base_ms / model.estimate(network.base), notes)
 
 
 def _unseen(

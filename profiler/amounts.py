@@ -5,18 +5,22 @@
    tensor, or is of the nchwc domain.
 2. A constant's first axis goes with what is written, its other axes with what is read (the layout of weights in ONNX).
 3. Kernels work on several blocks of outputs at a time: the last amount pads the first axis of constants to four blocks.
-4. Where the step was found by timing and not by a layout, every channel count is padded.
+4. Where the step was found by timing and not by a layout, it was that of what is written, and only that is padded.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from .fit import Floats, Points
 from .staircase import Granularity
 
 Dims = tuple[tuple[int, ...], ...]
+Ints = npt.NDArray[np.int64]
 _BLOCKED_DOMAIN = "nchwc."
 
 
@@ -31,50 +35,83 @@ class Steps:
 def steps_of(kind: str, granularity: Granularity) -> Steps:
     """The padding of a unit that ran as `kind` (rules 1 and 4)."""
     if not granularity.blocked:
-        return Steps(granularity.step, granularity.step)
+        return Steps(1, granularity.step)
     reads_blocked = "b" in kind.partition("(")[2].partition(")")[0]
     writes_blocked = reads_blocked or kind.startswith(_BLOCKED_DOMAIN)
     return Steps(granularity.step if reads_blocked else 1, granularity.step if writes_blocked else 1)
 
 
-def amounts(kind: str, skeleton: str, dims: Sequence[Dims], granularity: Granularity) -> tuple[float, ...]:
-    """Elements read, work, elements written, and work in groups of four blocks of outputs (rule 3).
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A skeleton (see `structure`) read: shapes of inputs, constants and outputs, with moving axes set apart.
 
-    Work is constants times output positions (for convolutions and products, multiply-accumulates).
-
-    `dims` are the shapes of inputs, constants and outputs; `skeleton` (see `structure`) tells which axes are widths.
+    An axis is its size where that is fixed, and -1 - k where it is the k-th of the `count` axes that follow widths.
+    The sizes of those axes at n widths are an array (n, count).
     """
-    ins, constants, outs = dims
-    wild = _wild(skeleton)
-    moving = (wild[: len(ins)], wild[len(ins) : len(ins) + len(constants)], wild[len(ins) + len(constants) :])
-    step = steps_of(kind, granularity)
-    positions = max((math.prod(shape) / max(shape[1], 1) for shape in outs if len(shape) > 1), default=1.0)
-    return (
-        _elements(ins, moving[0], step.read, step.read),
-        _elements(constants, moving[1], step.write, step.read) * positions,
-        _elements(outs, moving[2], step.write, step.write),
-        _elements(constants, moving[1], 4 * step.write, step.read) * positions,
-    )
+
+    inputs: Dims
+    constants: Dims
+    outputs: Dims
+    count: int
+
+    @staticmethod
+    def of(skeleton: str) -> "Form":
+        """The form of a skeleton."""
+        told: list[Any] = json.loads(skeleton)
+        (ins, constants, _), wild = told[1], told[2]
+        shapes, count = [], 0
+        for shape in wild:
+            axes = []
+            for size in shape:
+                axes.append(-1 - count if size == "*" else int(size))
+                count += size == "*"
+            shapes.append(tuple(axes))
+        return Form(tuple(shapes[:ins]), tuple(shapes[ins : ins + constants]), tuple(shapes[ins + constants :]), count)
+
+    def sizes(self, dims: Sequence[Dims]) -> list[int]:
+        """The sizes of the moving axes (count,) in the shapes of inputs, constants and outputs."""
+        pairs = zip((*self.inputs, *self.constants, *self.outputs), (s for part in dims for s in part), strict=True)
+        return [size for axes, shape in pairs for axis, size in zip(axes, shape, strict=True) if axis < 0]
+
+    def channels(self, sizes: Ints) -> Ints:
+        """The channel count (axis 1) of each tensor read or written (n, tensors); -1 where there is no such axis."""
+        columns = [_at(axes[1], sizes) if len(axes) > 1 else -1 for axes in (*self.inputs, *self.outputs)]
+        return np.stack([np.broadcast_to(c, len(sizes)) for c in columns], axis=1).astype(np.int64)
+
+    def points(self, kind: str, granularity: Granularity, sizes: Ints) -> Points:
+        """Elements read, work, elements written, and work in groups of four blocks of outputs (rule 3).
+
+        Work is constants times output positions (for convolutions and products, multiply-accumulates). A channel count
+        that follows widths and is no multiple of the step sets a point apart: a last block not full costs extra.
+        """
+        step = steps_of(kind, granularity)
+        work, grouped = (
+            _elements(self.constants, sizes, times * step.write, step.read) * self._positions(sizes) for times in (1, 4)
+        )
+        read = _elements(self.inputs, sizes, step.read, step.read)
+        written = _elements(self.outputs, sizes, step.write, step.write)
+        return Points(np.stack([read, work, written, grouped], axis=1), (sizes % granularity.step != 0).any(axis=1))
+
+    def _positions(self, sizes: Ints) -> Floats:
+        """Elements of one channel of the largest output (n,)."""
+        most = np.ones(len(sizes))
+        for axes in self.outputs:
+            if len(axes) > 1:
+                most = np.maximum(most, _elements((axes[:1] + axes[2:],), sizes, 1, 1))
+        return most
 
 
-def off_step(skeleton: str, dims: Sequence[Dims], granularity: Granularity) -> bool:
-    """Whether a channel count that is a width is no multiple of the step: a last block not full costs extra."""
-    shapes = [shape for part in dims for shape in part]
-    told = zip(shapes, _wild(skeleton), strict=True)
-    return any(m and size % granularity.step for shape, axes in told for size, m in zip(shape, axes, strict=True))
+def _at(axis: int, sizes: Ints) -> Any:
+    return sizes[:, -1 - axis] if axis < 0 else axis
 
 
-def _wild(skeleton: str) -> list[list[bool]]:
-    told: list[Any] = json.loads(skeleton)[2]
-    return [[size == "*" for size in shape] for shape in told]
-
-
-def _elements(dims: Dims, moving: Sequence[Sequence[bool]], first: int, other: int) -> float:
-    total = 0.0
-    for shape, axes in zip(dims, moving, strict=True):
-        count = 1.0
-        for i, (size, moves) in enumerate(zip(shape, axes, strict=True)):
-            step = (first if i == 0 else other) if moves else 1
-            count *= -(-size // step) * step
+def _elements(dims: Dims, sizes: Ints, first: int, other: int) -> Floats:
+    """Elements (n,) of all tensors, with moving axes padded: the first axis of each to `first`, others to `other`."""
+    total = np.zeros(len(sizes))
+    for axes in dims:
+        count = np.ones(len(sizes))
+        for i, axis in enumerate(axes):
+            step = first if i == 0 else other
+            count *= -(-_at(axis, sizes) // step) * step if axis < 0 else axis
         total += count
     return total

@@ -8,23 +8,26 @@
 2. A time is the entry of the exact key, or a fit (`fit.UnitFit`) over the entries of the same kind and skeleton, with
    channel counts rounded up to the step where the layout is blocked.
 3. Sums are calibrated against whole networks that were measured (`fit.Calibration`): profiling inflates times.
-4. Every lookup is remembered by the widths that it depends on: an estimate is a hundred dictionary reads.
+4. Many networks are estimated at once, term by term, on arrays. A single estimate is a hundred dictionary reads: every
+   lookup is remembered by the widths that it depends on.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 
 import numpy as np
 
-from .amounts import Dims, amounts, off_step
-from .fit import Calibration, Floats, Point, UnitFit, trend_of
+from .amounts import Dims, Form, Ints
+from .fit import Calibration, Floats, Points, UnitFit
 from .lut import Entry, Lut
-from .plan import Kinds, Plan, around, family_of, key_of
-from .structure import Boundary, Mask, Shapes, Unit, Widths, digest_of
+from .plan import Kinds, Plan, Term, around, distinct, family_of
+from .structure import Widths, digest_of
 
 _ENOUGH = 8  # points from which a family's own trend is used
+_SOURCES = ("measured", "fitted", "extrapolated", "unknown")
+_MEASURED, _FITTED, _EXTRAPOLATED, _UNKNOWN = range(len(_SOURCES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,146 +55,209 @@ class Estimate:
 
 
 class LatencyModel:
-    """Estimates of one network on one target. Built by `fill` (module `fill`), which also stores what it needs."""
+    """Estimates of one network on one target. Built by `fill` (module `fill`), which also stores what it needs.
 
-    def __init__(self, plan: Plan, lut: Lut) -> None:
+    `notes`: what is to be said about the measurements behind it. `seen`: networks whose kinds are known though the
+    table does not hold them.
+    """
+
+    def __init__(self, plan: Plan, lut: Lut, notes: tuple[str, ...] = (), seen: tuple[Entry, ...] = ()) -> None:
         self.plan = plan
         self.lut = lut
+        self.notes = notes
+        self._seen = seen
         self._observed: list[tuple[dict[str, int], float]] = []
         self.reload()
 
     def reload(self) -> None:
         """Takes over what the table holds now."""
-        self._times: dict[str, float] = {}
-        self._families: dict[str, list[Entry]] = defaultdict(list)
-        self._relatives: dict[str, list[Entry]] = defaultdict(list)
-        networks = []
+        self._families: dict[str, _Family] = {}
+        self._relatives: dict[str, list[str]] = defaultdict(list)
+        networks: list[Entry] = []
+        self._others: list[Entry] = []
         for entry in self.lut.entries():
-            if entry.attributes["type"] == "unit":
-                self._times[entry.key] = entry.statistic_us
-                self._families[entry.attributes["family"]].append(entry)
-                self._relatives[entry.attributes["relatives"]].append(entry)
-            elif entry.attributes.get("digest") == self.plan.digest:
-                networks.append(entry)
+            told = entry.attributes
+            if told["type"] == "unit":
+                if told["family"] not in self._families:
+                    self._families[told["family"]] = _Family(told["kind"], Form.of(told["skeleton"]))
+                    self._relatives[told["relatives"]].append(told["family"])
+                self._families[told["family"]].add(told["shapes"], entry.statistic_us)
+            elif told["type"] == "network":
+                (networks if told["digest"] == self.plan.digest else self._others).append(entry)
         self._fits: dict[str, UnitFit] = {}
-        self._learn(networks)
-        self._terms = self._make_terms()
+        self._networks = [(dict(e.attributes["widths"]), e.statistic_us / 1e3) for e in networks]
+        self._learn([*networks, *self._seen])
+        self._forget()
         self._calibrate()
+
+    def _forget(self) -> None:
+        """Forgets looked-up times, of which the scalar `estimate` keeps one for each term and widths (rule 4)."""
+        groups = [self._groups_of(i) for i in range(len(self.plan.terms))]
+        getters = [itemgetter(*names) if names else _nothing for names in groups]
+        self._memory: list[tuple[Callable[[Widths], object], dict[object, float]]] = [(get, {}) for get in getters]
+
+    def _groups_of(self, index: int) -> tuple[str, ...]:
+        """The groups that a term's time depends on: for a boundary, also those of the units around it."""
+        groups = set(self.plan.terms[index].mask.groups)
+        for unit in self._around(index):
+            groups.update(self.plan.masks[unit].groups)
+        return tuple(sorted(groups))
+
+    def _around(self, index: int) -> list[int]:
+        """The units at a boundary; none for a unit."""
+        at = index - len(self.plan.structure.units)
+        if at < 0:
+            return []
+        boundary = self.plan.structure.boundaries[at]
+        return [u for u in (boundary.producer, *boundary.consumers) if u >= 0]
 
     def _learn(self, networks: Sequence[Entry]) -> None:
         self._kinds, self._layouts = Kinds(), Kinds()
-        self._networks: list[tuple[dict[str, int], float]] = []
-        self._loose_us = 0.0
-        structure, active = self.plan.structure, set()
+        self._loose_us = float(np.mean([e.attributes["loose_us"] for e in networks])) if networks else 0.0
+        widths = self.plan.matrix([e.attributes["widths"] for e in networks])
+        for i, (unit, mask) in enumerate(zip(self.plan.structure.units, self.plan.masks, strict=True)):
+            term = self.plan.terms[i]
+            places, which = self.plan.stairs(term, self.plan.sizes(term, widths))
+            for entry, at in zip(networks, which, strict=True):
+                for what in (mask.skeleton, unit.ops):
+                    self._kinds.learn(what, places[at], entry.attributes["kinds"][i])
         for entry in networks:
             told = entry.attributes
-            shapes = self.plan.shapes(told["widths"])
-            for unit, mask, kind in zip(structure.units, self.plan.masks, told["kinds"], strict=True):
-                for what in (mask.skeleton, unit.ops):
-                    self._kinds.learn(what, self.plan.stairs(unit, shapes), kind)
-            for i, (boundary, kind) in enumerate(zip(structure.boundaries, told["layouts"], strict=True)):
-                self._layouts.learn(None, around(boundary, told["kinds"]), kind)
-                active |= {i} if kind else set()
-            self._loose_us += told["loose_us"] / len(networks)
-            self._networks.append((dict(told["widths"]), entry.statistic_us / 1e3))
-        self._active = sorted(active)
+            for i, (boundary, kind) in enumerate(zip(self.plan.structure.boundaries, told["layouts"], strict=True)):
+                for where in (i, None):
+                    self._layouts.learn(where, around(boundary, told["kinds"]), kind)
 
-    def _make_terms(self) -> list["_Term"]:
-        plan, terms = self.plan, []
-        for unit, mask in zip(plan.structure.units, plan.masks, strict=True):
-            terms.append(_Term(mask.groups, self._unit_part(unit, mask)))
-        for i in self._active:
-            boundary, mask = plan.structure.boundaries[i], plan.boundary_masks[i]
-            near = {g for u in (boundary.producer, *boundary.consumers) if u >= 0 for g in plan.masks[u].groups}
-            terms.append(_Term(tuple(sorted(near.union(mask.groups))), self._boundary_part(boundary, mask)))
-        return terms
+    def _guess(self, index: int, widths: Ints, known: "_Guesses") -> "_Guess":
+        """The kind of a term at n widths; `known` holds what was guessed for these widths before."""
+        found = known.get(index)
+        if found is None:
+            boundary = index - len(self.plan.structure.units)
+            found = self._layout(boundary, widths, known) if boundary >= 0 else self._kind(index, widths)
+            known[index] = found
+        return found
 
-    def _unit_part(self, unit: Unit, mask: Mask) -> Callable[[Shapes], Part]:
-        def part(shapes: Shapes) -> Part:
-            kind, sure = self._kind(unit, mask, shapes)
-            return self._part(unit, mask, kind, shapes, sure)
+    def _kind(self, index: int, widths: Ints) -> "_Guess":
+        """What runs for a unit, from where its channels stand."""
+        term = self.plan.terms[index]
+        places, which = self.plan.stairs(term, self.plan.sizes(term, widths))
+        kinds = []
+        for place in places:
+            own = self._kinds.predict(term.mask.skeleton, place)
+            kinds.append(own if own[1] else self._kinds.predict(term.unit.ops, place))
+        return _Guess(tuple(kinds), which)
 
-        return part
+    def _layout(self, index: int, widths: Ints, known: "_Guesses") -> "_Guess":
+        """What runs at a boundary, from the kinds of the units around it."""
+        boundary = self.plan.structure.boundaries[index]
+        near = sorted({u for u in (boundary.producer, *boundary.consumers) if u >= 0})
+        guesses = [self._guess(u, widths, known) for u in near]
+        rows, which = distinct(np.stack([g.which for g in guesses], axis=1))
+        kinds = []
+        for row in rows:
+            told = {u: guess.kinds[c][0] for u, guess, c in zip(near, guesses, row, strict=True)}
+            here = around(boundary, told)
+            own = self._layouts.predict(index, here)
+            kinds.append(own if own[1] else self._layouts.predict(None, here))
+        return _Guess(tuple(kinds), which)
 
-    def _boundary_part(self, boundary: Boundary, mask: Mask) -> Callable[[Shapes], Part]:
-        def part(shapes: Shapes) -> Part:
-            units, masks = self.plan.structure.units, self.plan.masks
-            near = [boundary.producer, *boundary.consumers]
-            kinds = {i: self._kind(units[i], masks[i], shapes)[0] for i in near if i >= 0}
-            kind, sure = self._layouts.predict(None, around(boundary, kinds))
-            return self._part(boundary.unit, mask, kind, shapes, sure)
+    def _times(self, index: int, widths: Ints, known: "_Guesses") -> "_Times":
+        """The time of one term at n widths, and where it comes from."""
+        term, guess = self.plan.terms[index], self._guess(index, widths, known)
+        us, sources = np.zeros(len(widths)), np.full(len(widths), _MEASURED, dtype=np.int64)
+        if any(kind for kind, _ in guess.kinds):
+            sizes = self.plan.sizes(term, widths)
+        for code, (kind, sure) in enumerate(guess.kinds):
+            rows = np.flatnonzero(guess.which == code)
+            if kind:
+                us[rows], sources[rows] = self._look_up(term, kind, sizes[rows])
+            if not sure:
+                sources[rows] = np.where((sources[rows] == _MEASURED) & bool(kind), _MEASURED, _UNKNOWN)
+        return _Times(guess, us, sources)
 
-        return part
-
-    def _kind(self, unit: Unit, mask: Mask, shapes: Shapes) -> tuple[str, bool]:
-        places = self.plan.stairs(unit, shapes)
-        own = self._kinds.predict(mask.skeleton, places)
-        return own if own[1] else self._kinds.predict(unit.ops, places)
-
-    def _part(self, unit: Unit, mask: Mask, kind: str, shapes: Shapes, sure: bool) -> Part:
-        nodes = tuple(sorted(unit.nodes)) or unit.inputs
-        if not kind:
-            return Part(nodes, kind, 0.0, "measured" if sure else "unknown")
-        known = self._times.get(key_of(unit, mask, kind, shapes))
-        if known is not None:
-            return Part(nodes, kind, known, "measured")
-        fit = self._fit(family_of(kind, mask), digest_of([kind, unit.ops]))
+    def _look_up(self, term: Term, kind: str, sizes: Ints) -> tuple[Floats, Ints]:
+        """Times of a term that runs as `kind` at n sizes, and their sources: entries, else the fit."""
+        family = family_of(kind, term.mask)
+        fit = self._fit(family, digest_of([kind, term.unit.ops]))
         if fit is None:
-            return Part(nodes, kind, 0.0, "unknown")
-        point = self._point(kind, mask.skeleton, unit.dims(shapes))
-        inside = "fitted" if fit.covers(point) else "extrapolated"
-        return Part(nodes, kind, fit(point), inside if sure else "unknown")
-
-    def _point(self, kind: str, skeleton: str, dims: Sequence[Dims]) -> Point:
-        granularity = self.plan.granularity
-        return Point(amounts(kind, skeleton, dims, granularity), off_step(skeleton, dims, granularity))
+            return np.zeros(len(sizes)), np.full(len(sizes), _UNKNOWN)
+        points = term.form.points(kind, self.plan.granularity, sizes)
+        us, sources = fit(points), np.where(fit.covers(points), _FITTED, _EXTRAPOLATED)
+        if family in self._families:
+            known = self._families[family]
+            same = (sizes[:, None, :] == known.sizes[None, :, :]).all(axis=2)
+            held = same.any(axis=1)
+            us[held], sources[held] = known.times[same[held].argmax(axis=1)], _MEASURED
+        return us, sources
 
     def _fit(self, family: str, relatives: str) -> UnitFit | None:
-        """The fit over a family; with few points of its own, along the trend of the same operators at other sizes."""
+        """The fit over a family; with few points of its own, along the same operators at other fixed sizes."""
         if family not in self._fits and relatives in self._relatives:
-            own, all_of_kind = self._families.get(family, []), self._relatives[relatives]
-            few = len(own) < _ENOUGH
-            trend = trend_of(*self._points_and_times(all_of_kind)) if few else None
-            self._fits[family] = UnitFit.of(*self._points_and_times(own or all_of_kind), trend)
+            own = [family] if family in self._families else []
+            few = not own or len(self._families[family].us) < _ENOUGH
+            names = [*own, *(f for f in self._relatives[relatives] if f != family)] if few else own
+            told = [self._families[name] for name in names]
+            points = [f.form.points(f.kind, self.plan.granularity, f.sizes) for f in told]
+            first = 0 if own else 1
+            numbers = [first + i for i, f in enumerate(told) for _ in f.us]
+            self._fits[family] = UnitFit.of(Points.joined(points), [us for f in told for us in f.us], numbers)
         return self._fits.get(family)
 
-    def _points_and_times(self, entries: Sequence[Entry]) -> tuple[list[Point], list[float]]:
-        told = [e.attributes for e in entries]
-        points = [self._point(t["kind"], t["skeleton"], t["shapes"]) for t in told]
-        return points, [e.statistic_us for e in entries]
-
     def _calibrate(self) -> None:
+        """Calibrates on this network's variants; where the table holds none, on all networks that it holds."""
         known = [*self._networks, *self._observed]
-        sums = [self.raw_ms(widths) for widths, _ in known]
-        places = np.asarray([self._place(widths) for widths, _ in known]).reshape(len(known), -1)
-        self._calibration = Calibration.of(sums, places, [ms for _, ms in known])
+        if not known and self._others:
+            sums = [e.attributes["sum_us"] / 1e3 for e in self._others]
+            here = np.zeros((len(sums), len(self.plan.base)))
+            self._calibration = Calibration.of(sums, here, [e.statistic_us / 1e3 for e in self._others]).alone()
+            return
+        widths = self.plan.matrix([w for w, _ in known])
+        self._calibration = Calibration.of(self._sums_ms(widths), self._places(widths), [ms for _, ms in known])
 
-    def _place(self, widths: Widths) -> Floats:
+    def _places(self, widths: Ints) -> Floats:
         """Relative widths, scaled so that the distance of two places is the root mean square of their differences."""
-        base = self.plan.base
-        share = [widths.get(g, w) / w for g, w in base.items()]
-        return np.asarray(share, dtype=np.float64) / float(np.sqrt(max(len(base), 1)))
+        base = self.plan.matrix([self.plan.base])
+        return np.asarray(widths / base / np.sqrt(max(len(self.plan.base), 1)), dtype=np.float64)
+
+    def _sums_ms(self, widths: Ints) -> Floats:
+        total, known = np.full(len(widths), self._loose_us), _Guesses()
+        for i in range(len(self.plan.terms)):
+            total += self._times(i, widths, known).us
+        return np.asarray(total / 1e3)
 
     def raw_ms(self, widths: Widths) -> float:
         """The sum of all units and boundaries before calibration."""
         full = widths if len(widths) == len(self.plan.base) else {**self.plan.base, **widths}
-        shapes: list[Shapes] = []  # worked out once, and only if something is asked for the first time
-
-        def once() -> Shapes:
-            if not shapes:
-                shapes.append(self.plan.shapes(full))
-            return shapes[0]
-
-        return (sum(t.us(full, once) for t in self._terms) + self._loose_us) / 1e3
+        total, row, guesses = self._loose_us, None, _Guesses()
+        for i, (get, known) in enumerate(self._memory):
+            key = get(full)
+            us = known.get(key)
+            if us is None:
+                row = self.plan.matrix([full]) if row is None else row
+                us = known[key] = float(self._times(i, row, guesses).us[0])
+            total += us
+        return total / 1e3
 
     def estimate(self, widths: Widths) -> float:
         """The expected latency in milliseconds; groups that are not named keep their base width."""
-        return self._calibration(self.raw_ms(widths), self._place(widths))
+        place = self._places(self.plan.matrix([widths]))
+        return float(self._calibration(np.asarray([self.raw_ms(widths)]), place)[0])
+
+    def estimates(self, widths: Sequence[Widths]) -> Floats:
+        """The expected latencies (n,) of many networks at once, in milliseconds: far faster than one by one."""
+        rows = self.plan.matrix(widths)
+        return self._calibration(self._sums_ms(rows), self._places(rows))
 
     def explain(self, widths: Widths) -> Estimate:
         """The estimate with the time, kind and source of every part."""
-        shapes = self.plan.shapes({**self.plan.base, **widths})
-        return Estimate(self.estimate(widths), tuple(t.part(shapes) for t in self._terms))
+        row, known = self.plan.matrix([widths]), _Guesses()
+        parts = []
+        for i, term in enumerate(self.plan.terms):
+            found = self._times(i, row, known)
+            kind = found.guess.kinds[int(found.guess.which[0])][0]
+            if kind or i < len(self.plan.structure.units):
+                nodes = tuple(sorted(term.unit.nodes)) or term.unit.inputs
+                parts.append(Part(nodes, kind, float(found.us[0]), _SOURCES[int(found.sources[0])]))
+        return Estimate(self.estimate(widths), tuple(parts))
 
     def observe(self, widths: Widths, measured_ms: float) -> None:
         """Takes a measured network into the calibration, which then is exact to some percent near it."""
@@ -199,23 +265,49 @@ class LatencyModel:
         self._calibrate()
 
 
-class _Term:
-    """One part of the sum, remembered by the widths of the groups that it depends on (rule 4)."""
+@dataclass(slots=True)
+class _Family:
+    """All measured units that differ in widths only: the sizes of their moving axes, and microseconds."""
 
-    __slots__ = ("_get", "_known", "part")
+    kind: str
+    form: Form
+    rows: list[list[int]] = field(default_factory=list)
+    us: list[float] = field(default_factory=list)
 
-    def __init__(self, groups: tuple[str, ...], part: Callable[[Shapes], Part]) -> None:
-        self._get: Callable[[Widths], object] = itemgetter(*groups) if groups else _nothing
-        self._known: dict[object, float] = {}
-        self.part = part
+    def add(self, shapes: Sequence[Dims], us: float) -> None:
+        """Takes one entry."""
+        self.rows.append(self.form.sizes(shapes))
+        self.us.append(us)
 
-    def us(self, widths: Widths, shapes: Callable[[], Shapes]) -> float:
-        """Microseconds at `widths`; `shapes` gives the shapes there, if they must be looked at."""
-        key = self._get(widths)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = self.part(shapes()).us
-        return known
+    @property
+    def sizes(self) -> Ints:
+        """(entries, axes)."""
+        return np.asarray(self.rows, dtype=np.int64).reshape(len(self.rows), self.form.count)
+
+    @property
+    def times(self) -> Floats:
+        """(entries,)."""
+        return np.asarray(self.us, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """Kinds with whether each was seen there, and the number (n,) of the kind at each of n widths."""
+
+    kinds: tuple[tuple[str, bool], ...]
+    which: Ints
+
+
+_Guesses = dict[int, _Guess]
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Kinds, microseconds (n,) and sources (n,) of one term at n widths."""
+
+    guess: _Guess
+    us: Floats
+    sources: Ints
 
 
 def _nothing(_: Widths) -> object:

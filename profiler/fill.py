@@ -7,6 +7,7 @@
    and told as a multiple of it: the speed of a shared machine changes by tens of percent from second to second, CPU
    time included, and falls out of the ratio. The unit times of the profile are then scaled to agree with the whole.
 3. A variant that the table holds already is not measured; nor is anything if it holds enough variants of this network.
+4. Where the target gives no times per node, units are measured alone or borrowed (see `capability`); the rest stays.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +17,23 @@ import numpy as np
 import onnx
 
 from ..ir.errors import ProfileError
+from .capability import Capability, survey
 from .cost import LatencyModel
 from .fit import Calibration
+from .isolated import KIND as ISOLATED
+from .isolated import Extractor, run_alone
 from .lut import Entry, Lut
 from .plan import Plan, network_entry
 from .staircase import Granularity, probe
-from .structure import Ran, ShapesOf, Structure, Widths, structure_of, what_ran
+from .structure import Ran, ShapesOf, Widths, what_ran
 from .target import Target
-from .timing import Feeds, measure_against, runner
-from .trace import named_copy, trace
+from .timing import NOISY, Comparison, Feeds, measure_against, runner
+from .trace import trace
 from .units import attribute
+
+_EARLY = 6  # variants after which a hopeless machine is given up, not at the end
+_WHOLE_RUNS = 15  # runs of a variant at least, so that networks of tens of milliseconds do not take minutes
+_HOPELESS = 0.10  # error of comparisons beyond which nothing is stored
 
 Build = Callable[[Widths], onnx.ModelProto]
 FeedsFor = Callable[[onnx.ModelProto], Feeds]
@@ -54,18 +62,37 @@ def fill(
     rng: np.random.Generator,
     *,
     variants: int = 16,
-    off_edges: int = 4,
+    off_edges: int = 10,
     progress: Progress | None = None,
 ) -> LatencyModel:
     """The LatencyModel of `network` on `target`, after measuring what the table does not hold (rules 1 to 3)."""
-    granularity = probe(target, lut)
-    structure = structure_on(target, network)
-    plan = Plan(structure, network.base, smallest(network), network.shapes, granularity)
+    plan = plan_on(target, lut, network)
     held = lut.networks(plan.digest)
-    wanted = design(network, granularity, rng, variants, off_edges)
+    wanted = design(network, plan.granularity, rng, variants, off_edges)
     missing = [w for w in wanted if w not in held][: max(0, len(wanted) - len(held))]
-    _profile(lut, target, network, plan, missing, progress)
-    return LatencyModel(plan, lut)
+    note = _profile(lut, target, network, plan, missing, progress)
+    return LatencyModel(plan, lut, notes=(note,) if note else ())
+
+
+def appraise(lut: Lut, target: Target, network: Network) -> LatencyModel:
+    """The LatencyModel of `network` from what the table holds, of whatever networks; adds nothing to the table.
+
+    One profiled run tells which kernels run at the base widths, if the table does not hold this network.
+    """
+    plan = plan_on(target, lut, network)
+    if lut.networks(plan.digest):
+        return LatencyModel(plan, lut)
+    ran = run_variant(target, network, plan, network.base, {})
+    return LatencyModel(plan, lut, seen=(network_entry(plan, network.base, ran, 0.0, 1.0),))
+
+
+def plan_on(target: Target, lut: Lut, network: Network) -> Plan:
+    """The network's Plan on the target, whose granularity comes from the table or is probed."""
+    granularity = probe(target, lut)
+    model = network.build(network.base)
+    other = network.build(smallest(network))
+    found = survey(target, model, other, network.feeds_for(model), network.shapes, network.base)
+    return Plan(found.structure, network.base, smallest(network), network.shapes, granularity, found.capability)
 
 
 def smallest(network: Network) -> dict[str, int]:
@@ -73,23 +100,12 @@ def smallest(network: Network) -> dict[str, int]:
     return {g: min(network.edges.get(g) or (w,)) for g, w in network.base.items()}
 
 
-def structure_on(target: Target, network: Network) -> Structure:
-    """The Structure of the base network as `target` runs it (one profiled run, of which no time is kept)."""
-    model = network.build(network.base)
-    traced = trace(model, target, network.feeds_for(model), runs=1, warm_up=0)
-    attribution = attribute(traced)
-    if not attribution.executed:
-        raise ProfileError(f"{target} gives no times per node; measure whole networks on it instead")
-    other = named_copy(network.build(smallest(network))).graph
-    return structure_of(traced.original, other, attribution, network.shapes(network.base))
-
-
 def design(
     network: Network, granularity: Granularity, rng: np.random.Generator, variants: int, off_edges: int
 ) -> list[dict[str, int]]:
     """The widths of the variants to profile (rule 1): `variants` on edges, then `off_edges` anywhere between."""
     inner = _hypercube(network, rng, max(0, variants - 2))
-    between = [{g: _anywhere(network, g, granularity, rng) for g in network.base} for _ in range(off_edges)]
+    between = _between(network, granularity, rng, off_edges)
     distinct: list[dict[str, int]] = []
     for widths in (dict(network.base), smallest(network), *inner, *between):
         if widths not in distinct:
@@ -114,12 +130,27 @@ def _edge(network: Network, group: str, level: float) -> int:
     return int(edges[min(int(level * len(edges)), len(edges) - 1)])
 
 
-def _anywhere(network: Network, group: str, granularity: Granularity, rng: np.random.Generator) -> int:
-    """A width of the group that is on an edge, aligned, or unaligned, as likely: kernels depend on how these mix."""
+def _between(network: Network, granularity: Granularity, rng: np.random.Generator, count: int) -> list[dict[str, int]]:
+    """`count` points off the edges, every group at all levels about equally often.
+
+    Most widths in every other point are of no grid, as a ratio gives them; in the others, on an edge, aligned or
+    unaligned as likely: which kernel runs depends on how these mix.
+    """
+    levels = {g: (rng.permutation(count) + rng.random(count)) / max(count, 1) for g in network.base}
+    points = []
+    for k in range(count):
+        grids = [1] if k % 2 == 0 else [0, granularity.align, 1]
+        points.append({g: _anywhere(network, g, levels[g][k], int(rng.choice(grids))) for g in network.base})
+    return points
+
+
+def _anywhere(network: Network, group: str, level: float, grid: int) -> int:
+    """The width of the group nearest to a level that is a multiple of `grid` (0: an edge)."""
+    if not grid:
+        return _edge(network, group, level)
     edges = network.edges.get(group) or (network.base[group],)
-    grid = int(rng.choice([0, granularity.align, 1]))
-    choices = [w for w in range(min(edges), network.base[group] + 1) if grid and w % grid == 0 and w not in edges]
-    return int(rng.choice(choices or list(edges)))
+    width = min(edges) + level * (max(edges) - min(edges))
+    return int(np.clip(round(width / grid) * grid, min(edges), max(edges)))
 
 
 def extend(
@@ -135,26 +166,32 @@ def extend(
     for widths in ({**network.base, **w} for w in wanted):
         if widths not in held and widths not in missing:
             missing.append(widths)
-    _profile(model.lut, target, network, model.plan, missing, progress)
+    note = _profile(model.lut, target, network, model.plan, missing, progress)
+    model.notes += (note,) if note else ()
     model.reload()
 
 
 def _profile(
     lut: Lut, target: Target, network: Network, plan: Plan, missing: Sequence[Widths], progress: Progress | None
-) -> None:
-    """Profiles variants and adds what was measured to the table, in one transaction."""
+) -> str:
+    """Profiles variants, adds what was measured to the table in one transaction, and tells of noise (`check_noise`)."""
     if not missing:
-        return
-    done: list[tuple[Widths, Ran, float, float]] = []
+        return ""
+    done: list[tuple[Widths, Ran, Comparison]] = []
     reference = whole_runner(target, network, network.base)
+    known = {e.key: e.statistic_us for e in lut.entries("unit")} if plan.capability is Capability.ISOLATED else {}
     for i, widths in enumerate(missing):
         if progress is not None:
             progress(i, len(missing), "profiling variants")
-        ran = run_variant(target, network, plan.structure, widths)
-        done.append((widths, ran, *run_whole(target, network, widths, reference)))
+        ran = run_variant(target, network, plan, widths, known)
+        done.append((widths, ran, run_whole(target, network, widths, reference)))
+        if i + 1 == _EARLY:
+            check_noise(target, [whole for *_, whole in done])
     if progress is not None:
         progress(len(missing), len(missing), "profiling variants")
+    note = check_noise(target, [whole for *_, whole in done])
     lut.add(_entries(plan, done))
+    return note
 
 
 def whole_runner(target: Target, network: Network, widths: Widths) -> Callable[[], object]:
@@ -163,29 +200,49 @@ def whole_runner(target: Target, network: Network, widths: Widths) -> Callable[[
     return runner(model, target, network.feeds_for(model))
 
 
-def run_whole(target: Target, network: Network, widths: Widths, reference: Callable[[], object]) -> tuple[float, float]:
-    """The latency at `widths` as a multiple of the reference's, and the reference's in milliseconds (rule 2)."""
-    latency, ratio = measure_against(reference, whole_runner(target, network, widths), target)
-    return ratio, latency.median_ms / ratio
+def run_whole(target: Target, network: Network, widths: Widths, reference: Callable[[], object]) -> Comparison:
+    """The latency at `widths` as a multiple of the reference's (rule 2)."""
+    return measure_against(reference, whole_runner(target, network, widths), target, min_runs=_WHOLE_RUNS)
 
 
-def run_variant(target: Target, network: Network, structure: Structure, widths: Widths) -> Ran:
-    """What one variant ran."""
+def check_noise(target: Target, wholes: Sequence[Comparison]) -> str:
+    """What there is to say about how noisy the machine was: nothing, a warning, or ProfileError where it is hopeless.
+
+    Beyond the limit, half of the ratios could be that far off, and the table would be wrong without saying so.
+    """
+    error = float(np.median([whole.error for whole in wholes]))
+    busy = sum(whole.latency.busy for whole in wholes)
+    told = (
+        f"the machine was too noisy: networks compared with an error of {error:.1%} (median of {len(wholes)}; "
+        f"{NOISY:.0%} is the limit), and it was seen busy in {busy} of them"
+    )
+    if error > _HOPELESS:
+        raise ProfileError(f"{target} cannot be measured: {told}; end other work on it and try again")
+    return f"{told}: estimates may be off by as much" if error > NOISY else ""
+
+
+def run_variant(target: Target, network: Network, plan: Plan, widths: Widths, known: dict[str, float]) -> Ran:
+    """What one variant ran, as far as the target can tell; `known` holds times of units measured alone, by key."""
     model = network.build(widths)
-    traced = trace(model, target, network.feeds_for(model))
-    return what_ran(structure, traced.original, attribute(traced))
+    if plan.capability is Capability.ISOLATED:
+        extractor = Extractor(model, plan.shapes(widths))
+        return run_alone(target, extractor, plan.structure, plan.keys(ISOLATED, widths), known)
+    near = target if plan.capability is Capability.PER_NODE else Target(threads=target.threads)
+    traced = trace(model, near, network.feeds_for(model))
+    ran = what_ran(plan.structure, traced.original, attribute(traced))
+    return ran if plan.capability is Capability.PER_NODE else ran.borrowed(near.provider)
 
 
-def _entries(plan: Plan, done: Sequence[tuple[Widths, Ran, float, float]]) -> list[Entry]:
-    base_ms = float(np.median([reference for *_, reference in done]))
-    wholes = [ratio * base_ms for _, _, ratio, _ in done]
-    sums = [_sum_ms(ran) for _, ran, _, _ in done]
+def _entries(plan: Plan, done: Sequence[tuple[Widths, Ran, Comparison]]) -> list[Entry]:
+    base_ms = float(np.median([whole.reference_ms for *_, whole in done]))
+    wholes = [whole.ratio * base_ms for *_, whole in done]
+    sums = [ran.total_us / 1e3 for _, ran, _ in done]
     line = Calibration.of(sums, np.zeros((len(done), 1)), wholes)
     entries = []
-    for (widths, ran, _, _), whole_ms, sum_ms in zip(done, wholes, sums, strict=True):
+    for (widths, ran, _), whole_ms, sum_ms in zip(done, wholes, sums, strict=True):
         speed = (whole_ms - line.offset_ms) / line.slope / sum_ms
         entries += _unit_entries(plan, widths, ran, speed)
-        entries.append(network_entry(plan, widths, ran, whole_ms))
+        entries.append(network_entry(plan, widths, ran, whole_ms, speed))
     return entries
 
 
@@ -194,7 +251,3 @@ def _unit_entries(plan: Plan, widths: Widths, ran: Ran, speed: float) -> list[En
     units = [*plan.structure.units, *(b.unit for b in plan.structure.boundaries)]
     told = zip(units, (*plan.masks, *plan.boundary_masks), (*ran.units, *ran.boundaries), strict=True)
     return [plan.entry(unit, mask, kind, shapes, us * speed) for unit, mask, (kind, us) in told if kind]
-
-
-def _sum_ms(ran: Ran) -> float:
-    return (sum(us for _, us in (*ran.units, *ran.boundaries)) + ran.loose_us) / 1e3

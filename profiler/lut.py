@@ -9,15 +9,14 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any
-
-import numpy as np
 
 from ..ir.errors import InputError
 
@@ -40,7 +39,7 @@ class Entry:
     @property
     def statistic_us(self) -> float:
         """The median of the samples."""
-        return float(np.median(self.samples_us))
+        return float(median(self.samples_us))
 
 
 class Lut:
@@ -107,7 +106,10 @@ class Lut:
 
     def entries(self, type: str | None = None) -> tuple[Entry, ...]:
         """All entries, ordered by key; with `type`, those whose attributes name that type."""
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM unit ORDER BY key").fetchall()
+        likely = "%" if type is None else f'%"type":{_dumps(type)}%'  # what is stored is made by `_dumps`
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM unit WHERE attributes LIKE ? ORDER BY key", (likely,)
+        ).fetchall()
         entries = (_entry(row) for row in rows)
         return tuple(e for e in entries if type is None or e.attributes.get("type") == type)
 
@@ -117,31 +119,37 @@ class Lut:
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Stores the entries in one transaction (rules 3 and 4)."""
+        now = _now()
         with self._writing():
             for entry in entries:
-                known = self.get(entry.key)
-                samples = (known.samples_us if known else ()) + entry.samples_us
-                merged = Entry(entry.key, entry.attributes, samples)
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                self._db.execute(
-                    "INSERT OR REPLACE INTO unit VALUES (?, ?, ?, ?, ?)",
-                    (merged.key, _dumps(merged.attributes), _dumps(merged.samples_us), merged.statistic_us, now),
-                )
+                known = self._db.execute("SELECT samples FROM unit WHERE key = ?", (entry.key,)).fetchone()
+                before = tuple(json.loads(known[0])) if known else ()
+                self._put(entry.key, _dumps(entry.attributes), (*before, *entry.samples_us), now)
+
+    def _put(self, key: str, attributes: str, samples: Sequence[float], now: str) -> None:
+        row = (key, attributes, _dumps(samples), median(samples), now)
+        self._db.execute("INSERT OR REPLACE INTO unit VALUES (?, ?, ?, ?, ?)", row)
 
     def merge(self, other: "Lut") -> int:
         """The number of entries taken over from `other`, which must have the same fingerprint (else InputError).
 
-        Samples that are in both (a table merged twice) are not doubled.
+        Samples that are in both (a table merged twice) are not doubled. One transaction: another process that merges
+        the same table meanwhile waits, and then finds nothing new.
         """
         _refuse_other(other.path, other.fingerprint, self.fingerprint)
-        fresh = []
-        for entry in other.entries():
-            known = self.get(entry.key)
-            new = tuple(s for s in entry.samples_us if known is None or s not in known.samples_us)
-            if new:
-                fresh.append(Entry(entry.key, entry.attributes, new))
-        self.add(fresh)
-        return len(fresh)
+        rows = other._db.execute(f"SELECT {_COLUMNS} FROM unit").fetchall()
+        now, taken = _now(), 0
+        with self._writing():
+            held = dict(self._db.execute("SELECT key, samples FROM unit").fetchall())
+            for key, attributes, samples in rows:
+                if samples == held.get(key):
+                    continue
+                before = json.loads(held.get(key, "[]"))
+                new = set(json.loads(samples)).difference(before)
+                if new:
+                    self._put(key, attributes, [*before, *(s for s in json.loads(samples) if s in new)], now)
+                    taken += 1
+        return taken
 
     def close(self) -> None:
         """Closes the file."""
@@ -183,6 +191,10 @@ def _refuse_other(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any])
 def _entry(row: tuple[str, str, str]) -> Entry:
     key, attributes, samples = row
     return Entry(key, json.loads(attributes), tuple(json.loads(samples)))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _dumps(value: Any) -> str:

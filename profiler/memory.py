@@ -16,6 +16,7 @@ import onnx
 from ..ir.errors import ShapeError
 from .trace import tensors_read
 
+_ASK = (-1,)  # in place of a constant's shape: only the shapes that are given tell it
 _UNKNOWN_ITEM = 4  # bytes: a tensor whose element type the file does not tell is taken for float32
 
 
@@ -35,23 +36,57 @@ class Memory:
 
 def memory(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Memory:
     """The Memory of `model` with tensors of these shapes; a tensor that matters and has no shape raises ShapeError."""
-    graph = model.graph
-    constants = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-    sizes = _Sizes(_element_types(model), shapes)
-    last_use = _last_uses(graph)
-    alive = {value.name: sizes.of(value.name) for value in graph.input if value.name not in constants}
-    peak, peak_node = sum(alive.values()), ""
-    parameters = sum(_bytes(t.data_type, t.dims) for t in graph.initializer)
-    for i, node in enumerate(graph.node):
-        if not any(tensors_read(node)):  # a Constant node holds parameters
-            parameters += sum(sizes.of(t) for t in node.output if t)
-            constants.update(node.output)
-            continue
-        alive.update({t: sizes.of(t) for t in node.output if t})
-        if sum(alive.values()) > peak:
-            peak, peak_node = sum(alive.values()), node.name or node.output[0]
-        alive = {t: size for t, size in alive.items() if last_use.get(t, -1) > i}
-    return Memory(parameters, peak, peak_node)
+    return Liveness.of(model)(shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """What of a network's memory does not depend on widths: who is alive when, and element types.
+
+    Calling it with the shapes of all tensors at some widths gives the Memory there, without building the network.
+    """
+
+    types: Mapping[str, int]
+    parameters: Mapping[str, tuple[int, ...]]
+    inputs: tuple[str, ...]
+    steps: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]
+
+    @staticmethod
+    def of(model: onnx.ModelProto) -> "Liveness":
+        """The liveness of a model; `parameters` are its constants with their shapes (() where only `shapes` tells)."""
+        graph = model.graph
+        types = dict(_element_types(model)) | {t.name: t.data_type for t in graph.initializer}
+        parameters: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
+        held = set(parameters) | {t.values.name for t in graph.sparse_initializer}
+        last_use, steps = _last_uses(graph), []
+        inputs = tuple(value.name for value in graph.input if value.name not in held)
+        alive = set(inputs)
+        for i, node in enumerate(graph.node):
+            outputs = tuple(t for t in node.output if t)
+            if not any(tensors_read(node)):  # a Constant node holds parameters
+                parameters.update(dict.fromkeys(outputs, _ASK))
+                continue
+            alive.update(outputs)
+            dead = tuple(t for t in sorted(alive) if last_use.get(t, -1) <= i)
+            steps.append((node.name or node.output[0], outputs, dead))
+            alive.difference_update(dead)
+        return Liveness(types, parameters, inputs, tuple(steps))
+
+    def __call__(self, shapes: Mapping[str, tuple[int, ...]]) -> Memory:
+        """The Memory at these shapes; a tensor that matters and has none raises ShapeError."""
+        sizes = _Sizes(self.types, shapes)
+        held = sum(
+            _bytes(self.types.get(t, 0), shapes.get(t, dims)) if dims != _ASK else sizes.of(t)
+            for t, dims in self.parameters.items()
+        )
+        now = peak = sum(sizes.of(t) for t in self.inputs)
+        peak_node = ""
+        for name, made, dead in self.steps:
+            now += sum(sizes.of(t) for t in made)
+            if now > peak:
+                peak, peak_node = now, name
+            now -= sum(sizes.of(t) for t in dead)
+        return Memory(held, peak, peak_node)
 
 
 def _last_uses(graph: onnx.GraphProto) -> dict[str, int]:

@@ -7,33 +7,107 @@ is learnt from variants that were profiled. What runs at a boundary follows from
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from .amounts import Form, Ints
+from .capability import Capability
 from .lut import Entry
-from .staircase import Granularity
+from .staircase import STAIRS, Granularity
 from .structure import Boundary, Mask, Ran, Shapes, ShapesOf, Structure, Unit, Widths, digest_of, masks_of
 
 Places = tuple[str, ...]
+_TESTS = 4  # networks on which it is tested that sizes follow widths linearly
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A unit or a boundary as a term of the sum: its form, and how its moving axes follow the widths.
+
+    `slopes` (1 + groups, axes): sizes = [1, widths] @ slopes; None where they follow in another way.
+    """
+
+    unit: Unit
+    mask: Mask
+    form: Form
+    slopes: Ints | None
 
 
 class Plan:
     """A network's structure on one target with the stairs of its units: turns widths into kinds, keys and amounts."""
 
     def __init__(
-        self, structure: Structure, base: Widths, other: Widths, shapes: ShapesOf, granularity: Granularity
+        self,
+        structure: Structure,
+        base: Widths,
+        other: Widths,
+        shapes: ShapesOf,
+        granularity: Granularity,
+        capability: Capability = Capability.PER_NODE,
     ) -> None:
         self.structure = structure
+        self.capability = capability
         self.base = dict(base)
+        self.other = {g: other.get(g, w) for g, w in base.items()}
         self.shapes = shapes
         self.granularity = granularity
+        self.groups = tuple(sorted(base))
         self.masks = masks_of(structure.units, base, other, shapes)
         self.boundary_masks = masks_of([b.unit for b in structure.boundaries], base, other, shapes)
-        self.digest = digest_of([structure.digest, sorted(base.items())])
+        self.digest = digest_of([structure.digest, sorted(base.items()), capability])
 
-    def stairs(self, unit: Unit, shapes: Shapes) -> Places:
-        """Where the channel count (axis 1) of each tensor that the unit reads or writes stands on the stairs."""
-        ins, _, outs = unit.dims(shapes)
-        return tuple(self.granularity.stair(shape[1]) if len(shape) > 1 else "-" for shape in (*ins, *outs))
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """A Term for every unit, then for every boundary."""
+        pairs = [
+            *zip(self.structure.units, self.masks, strict=True),
+            *((b.unit, mask) for b, mask in zip(self.structure.boundaries, self.boundary_masks, strict=True)),
+        ]
+        between = [self._between(k) for k in range(_TESTS)]
+        ways = [self.base, *({**self.base, g: self.other[g]} for g in self.groups), *between, self.other]
+        shapes = [self.shapes(widths) for widths in ways]
+        return tuple(self._term(unit, mask, ways, shapes) for unit, mask in pairs)
+
+    def _between(self, turn: int) -> dict[str, int]:
+        """Widths between those of base and other, at unlike shares, to test what was concluded from those."""
+        share = {g: ((i + 3 * turn) % 7 + 1) / 8.3 for i, g in enumerate(self.groups)}
+        return {g: round(w + (self.other[g] - w) * share[g]) for g, w in self.base.items()}
+
+    def _term(self, unit: Unit, mask: Mask, ways: Sequence[Widths], shapes: Sequence[Shapes]) -> Term:
+        form = Form.of(mask.skeleton)
+        sizes = np.asarray([form.sizes(unit.dims(s)) for s in shapes], dtype=np.int64).reshape(len(ways), form.count)
+        widths = self.matrix(ways)
+        moved = widths[0] - self.matrix([self.other])[0]
+        slopes = (
+            (sizes[0] - sizes[1 : 1 + len(self.groups)]) / np.where(moved, moved, 1)[:, None] * (moved != 0)[:, None]
+        )
+        linear = np.vstack([sizes[0] - widths[0] @ slopes, slopes]).round().astype(np.int64)
+        fits = np.array_equal(_sizes(linear, widths), sizes)
+        return Term(unit, mask, form, linear if fits else None)
+
+    def matrix(self, networks: Sequence[Widths]) -> Ints:
+        """Widths as an array (networks, groups), groups in the order of `groups`; those not named are whole."""
+        rows = [[widths.get(g, self.base[g]) for g in self.groups] for widths in networks]
+        return np.asarray(rows, dtype=np.int64).reshape(len(networks), len(self.groups))
+
+    def sizes(self, term: Term, widths: Ints) -> Ints:
+        """The sizes (n, axes) of a term's moving axes at widths (n, groups)."""
+        if term.slopes is not None:
+            return _sizes(term.slopes, widths)
+        shapes = [self.shapes(dict(zip(self.groups, map(int, row), strict=True))) for row in widths]
+        return np.asarray([term.form.sizes(term.unit.dims(s)) for s in shapes], dtype=np.int64)
+
+    def stairs(self, term: Term, sizes: Ints) -> tuple[list[Places], Ints]:
+        """Where the channels of each tensor read or written stand on the stairs: distinct answers, and which (n,)."""
+        codes, which = distinct(self.granularity.codes(term.form.channels(sizes)))
+        return [tuple(STAIRS[c] for c in row) for row in codes], which
+
+    def keys(self, kind: str, widths: Widths) -> list[str]:
+        """The key of every unit at `widths`, if it runs as `kind`."""
+        shapes = self.shapes(widths)
+        return [key_of(u, m, kind, shapes) for u, m in zip(self.structure.units, self.masks, strict=True)]
 
     def entry(self, unit: Unit, mask: Mask, kind: str, shapes: Shapes, us: float) -> Entry:
         """The table's entry for a unit that ran as `kind` in `us`."""
@@ -46,6 +120,27 @@ class Plan:
             "shapes": unit.dims(shapes),
         }
         return Entry(key_of(unit, mask, kind, shapes), attributes, (us,))
+
+
+def _sizes(slopes: Ints, widths: Ints) -> Ints:
+    return np.asarray(slopes[0] + widths @ slopes[1:])
+
+
+def distinct(codes: Ints) -> tuple[Ints, Ints]:
+    """The distinct rows of small whole numbers `codes` (n, columns), and which of them each row is (n,).
+
+    np.unique sorts; this counts, which is several times as fast for many rows of which few differ.
+    """
+    which = np.zeros(len(codes), dtype=np.int64)
+    for column in codes.T:
+        mixed = which * (int(column.max(initial=0)) + 1) + column
+        present = np.flatnonzero(np.bincount(mixed))
+        number = np.zeros(int(mixed.max(initial=0)) + 1, dtype=np.int64)
+        number[present] = np.arange(len(present))
+        which = number[mixed]
+    first = np.zeros(int(which.max(initial=-1)) + 1, dtype=np.int64)
+    first[which[::-1]] = np.arange(len(codes))[::-1]
+    return codes[first], which
 
 
 def family_of(kind: str, mask: Mask) -> str:
@@ -100,8 +195,11 @@ def around(boundary: Boundary, kinds: Sequence[str] | Mapping[int, str]) -> tupl
     return (writer, *sorted({kinds[i] for i in boundary.consumers}))
 
 
-def network_entry(plan: Plan, widths: Widths, ran: Ran, whole_ms: float) -> Entry:
-    """The table's entry for a whole network: what ran at these widths, and its measured latency."""
+def network_entry(plan: Plan, widths: Widths, ran: Ran, whole_ms: float, speed: float) -> Entry:
+    """The table's entry for a whole network: what ran at these widths, and its measured latency.
+
+    `speed` is the factor by which the times of its units were scaled before they were stored.
+    """
     attributes = {
         "type": "network",
         "digest": plan.digest,
@@ -109,5 +207,6 @@ def network_entry(plan: Plan, widths: Widths, ran: Ran, whole_ms: float) -> Entr
         "kinds": [kind for kind, _ in ran.units],
         "layouts": [kind for kind, _ in ran.boundaries],
         "loose_us": ran.loose_us,
+        "sum_us": ran.total_us * speed,
     }
     return Entry(digest_of([plan.digest, attributes["widths"]]), attributes, (whole_ms * 1e3,))

@@ -6,9 +6,11 @@ worth having, and some widths fall off a cliff because a fast kernel does not ta
 1. Does it have a blocked layout (the nchwc domain of ONNX Runtime)? A convolution with one output channel shows the
    block: its weight is padded to it. Which input and depthwise widths stay in that layout shows the alignment. This
    reads optimized graphs and times nothing.
-2. If not, small convolutions of many widths are timed, and the largest step that explains the times is taken.
+2. If not, small convolutions of many widths are timed, and the largest step that explains the times is taken: the
+   step over outputs, since those are what is computed in blocks; the alignment over outputs and over inputs.
 """
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -16,9 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from ..ir.errors import TargetError
 from .lut import Entry, Lut
 from .target import Target
 from .timing import measure_many
@@ -27,6 +31,9 @@ _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 _KEY = "granularity"
 _LEVEL = 0.3  # slope under an edge over the slope of all times, below which the stair counts as level
 _STEPS = (64, 32, 16, 8, 4, 2)
+
+STAIRS = "sauAU-"
+"""Where a channel count stands: on a step, else aligned or unaligned, in capitals below one step; "-": it is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +63,11 @@ class Granularity:
         """`size` rounded up to the step: what the runtime computes for it."""
         return -(-size // self.step) * self.step
 
-    def stair(self, size: int) -> str:
-        """Where `size` stands: "s" on a step, else "a" aligned or "u" not; in capitals below one step."""
-        if size % self.step == 0:
-            return "s"
-        letter = "u" if size % self.align else "a"
-        return letter if size > self.step else letter.upper()
+    def codes(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where sizes stand, as indices into `STAIRS`; a negative size is none."""
+        unaligned, below = sizes % self.align != 0, sizes < self.step
+        codes = np.where(sizes % self.step == 0, 0, 1 + unaligned + 2 * below)
+        return np.asarray(np.where(sizes < 0, 5, codes))
 
     def __str__(self) -> str:
         how = "blocked layout" if self.blocked else "timed"
@@ -83,8 +89,11 @@ def probe(target: Target, lut: Lut) -> Granularity:
 def _probe(target: Target) -> Granularity:
     block = blocked_channels(target, 1, 1)
     if not block:
-        widths = tuple(range(32, 81))
-        return infer(widths, _times(target, [(c, 64, False) for c in widths]))
+        widths = tuple(range(33, 81))
+        written = infer(widths, _times(target, [(64, c, False) for c in widths]))
+        read = infer(widths, _times(target, [(c, 64, False) for c in widths]))
+        align = math.lcm(written.align, read.align)
+        return Granularity(max(written.step, align), align, False, max(written.cliff, read.cliff))
     align = math.lcm(_taken(target, block, depthwise=False), _taken(target, block, depthwise=True))
     wide = 4 * block
     times = _times(target, [(c, wide, False) for c in (wide - 1, wide + 1, wide)])
@@ -102,7 +111,8 @@ def blocked_channels(target: Target, inputs: int, outputs: int, *, depthwise: bo
     model = convolution(inputs, outputs, depthwise=depthwise, side=6)
     with tempfile.TemporaryDirectory(prefix="netadapt-") as folder:
         path = Path(folder, "optimized.onnx")
-        target.session(model, optimized_path=str(path))
+        with contextlib.suppress(TargetError):  # a provider that compiles the graph cannot save it, and has no layout
+            target.session(model, optimized_path=str(path))
         if not path.is_file():
             return 0
         graph = onnx.load(path, load_external_data=False).graph

@@ -71,6 +71,19 @@ class Ran:
     boundaries: tuple[tuple[str, float], ...]
     loose_us: float
 
+    @property
+    def total_us(self) -> float:
+        """The sum of all."""
+        return sum(us for _, us in (*self.units, *self.boundaries)) + self.loose_us
+
+    def borrowed(self, provider: str) -> "Ran":
+        """The same, every kind marked with the provider that it ran on."""
+        units, boundaries = (
+            tuple((f"{kind}@{provider}" if kind else "", us) for kind, us in told)
+            for told in (self.units, self.boundaries)
+        )
+        return Ran(units, boundaries, self.loose_us)
+
 
 def structure_of(base: onnx.GraphProto, other: onnx.GraphProto, attribution: Attribution, shapes: Shapes) -> Structure:
     """The Structure of the base network; attributes that differ in `other` (other widths) are no part of a skeleton."""

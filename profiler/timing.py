@@ -1,12 +1,16 @@
 """How long a model takes, and how sure that is.
 
 Rules (they follow from measurements of ONNX Runtime on shared machines):
-1. One thread on the CPU provider: the calling thread does all the work, and its CPU time repeats within some percent
-   even when the processor is shared, so CPU time is the clock. Otherwise wall time is the clock.
+1. One thread, and a provider that works on the calling thread then: its CPU time repeats within some percent even
+   when the processor is shared, so CPU time is the clock. Otherwise wall time is the clock.
 2. Both clocks are read around every run, so that a busy machine is seen (`Latency.busy`), whatever the clock.
 3. The first runs allocate memory and fill caches; they are never counted.
 4. Models to be compared run in alternating bursts, so that a drift of the machine meets all of them alike. The first
    run of a burst finds the other model's data in the caches and is not counted.
+5. A comparison says how sure it is: the spread of its bursts' ratios tells the error of their median. While that is
+   large, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
+6. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
+   quiet machine does a few times in a second.
 """
 
 import time
@@ -21,16 +25,31 @@ from .target import Model, Target
 
 _BURST = 5
 _PATIENCE_SECONDS = 4.0
+_SURE = 0.01  # relative error of a comparison below which it is not continued
+_ROUNDS = 3  # times that a comparison is measured at most
+_SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
+NOISY = 0.03
+"""Relative error of a comparison from which it is called noisy."""
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 
 
+def _involuntary_switches() -> int:
+    """How often the system took the processor away from this process; 0 where it does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The two clocks, in nanoseconds; tests pass their own."""
+    """The two clocks, in nanoseconds, and the count of involuntary switches so far; tests pass their own."""
 
     cpu: Callable[[], int] = time.thread_time_ns
     wall: Callable[[], int] = time.perf_counter_ns
+    switches: Callable[[], int] = _involuntary_switches
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +62,42 @@ class Latency:
     runs: int
     clock: str
     wall_median_ms: float
+    switches_per_s: float = 0.0
 
     @property
     def busy(self) -> bool:
         """Whether other work on the machine disturbed the runs (wall time well above CPU time, or a wide spread)."""
         if self.clock == "cpu":
             return self.wall_median_ms > 1.15 * self.median_ms + 0.02
-        return self.p90_ms > 1.5 * self.p10_ms + 0.02
+        return self.p90_ms > 1.5 * self.p10_ms + 0.02 or self.switches_per_s > _SWITCHES
 
     def __str__(self) -> str:
         note = " (busy machine)" if self.busy else ""
         return f"{self.median_ms:.3f} ms [{self.p10_ms:.3f} to {self.p90_ms:.3f}, {self.runs} runs, {self.clock}]{note}"
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A latency, how many times the reference's it is, and the relative error of that (half of a 95% interval)."""
+
+    latency: Latency
+    ratio: float
+    error: float
+    reference_ms: float
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the ratio is too uncertain to be called measured."""
+        return self.error > NOISY
+
+
 @dataclass(slots=True)
 class Samples:
-    """Raw nanoseconds of every counted run on both clocks."""
+    """Raw nanoseconds of every counted run on both clocks, and the involuntary switches during them."""
 
     cpu: list[int] = field(default_factory=list)
     wall: list[int] = field(default_factory=list)
+    switches: int = 0
 
     def summary(self, clock: str) -> Latency:
         """The Latency of these samples; the wall median is always that of the wall clock."""
@@ -69,12 +105,19 @@ class Samples:
         if not chosen:
             raise ProfileError("no run was counted: ask for at least one run")
         p10, p50, p90 = np.percentile(chosen, [10, 50, 90]) / 1e6
-        return Latency(float(p50), float(p10), float(p90), len(chosen), clock, float(np.median(self.wall)) / 1e6)
+        wall_ms, rate = float(np.median(self.wall)) / 1e6, self.switches * 1e9 / max(sum(self.wall), 1)
+        return Latency(float(p50), float(p10), float(p90), len(chosen), clock, wall_ms, rate)
+
+    def extend(self, more: "Samples") -> None:
+        """Takes over the samples of another round."""
+        self.cpu += more.cpu
+        self.wall += more.wall
+        self.switches += more.switches
 
 
 def clock_of(target: Target) -> str:
     """The name of the clock to trust on `target` (rule 1)."""
-    return "cpu" if target.threads == 1 and target.provider == "CPUExecutionProvider" else "wall"
+    return "cpu" if target.on_caller else "wall"
 
 
 def measure(
@@ -117,26 +160,41 @@ def measure_against(
     min_runs: int = 20,
     min_seconds: float = 0.2,
     clocks: Clocks | None = None,
-) -> tuple[Latency, float]:
-    """The latency of `run`, and how many times that of `reference` it is, from alternating bursts (rule 4).
+) -> Comparison:
+    """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 and 5).
 
     The ratio is the median over pairs of neighbouring bursts: it holds even if the machine's speed changes meanwhile.
     """
-    pair = collect(
-        [reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=3, clocks=clocks or Clocks(), burst=_BURST
-    )
-    clock = clock_of(target)
-    return pair[1].summary(clock), paired_ratio(pair[0], pair[1], clock)
+    clock, times = clock_of(target), clocks or Clocks()
+    pair = [Samples(), Samples()]
+    for round_ in range(_ROUNDS):
+        warm_up = 3 if round_ == 0 else 0
+        more = collect(
+            [reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=times, burst=_BURST
+        )
+        for samples, new in zip(pair, more, strict=True):
+            samples.extend(new)
+        ratio, error = paired_ratio(pair[0], pair[1], clock)
+        if error <= _SURE:
+            break
+    return Comparison(pair[1].summary(clock), ratio, error, pair[0].summary(clock).median_ms)
 
 
-def paired_ratio(reference: Samples, other: Samples, clock: str, burst: int = _BURST) -> float:
-    """The median over bursts of (median of the other's burst) / (median of the reference's burst beside it)."""
+def paired_ratio(reference: Samples, other: Samples, clock: str, burst: int = _BURST) -> tuple[float, float]:
+    """The median over bursts of (median of the other's burst) / (median of the reference's burst beside it).
+
+    And its relative error: 1.96 standard errors of a median, 1.2533 sigma / sqrt(n), with sigma from the median
+    absolute deviation, so that single bad bursts do not count.
+    """
     a, b = (s.cpu if clock == "cpu" else s.wall for s in (reference, other))
     count = min(len(a), len(b)) // burst
     if not count:
         raise ProfileError(f"a paired ratio needs {burst} runs of each model, got {len(a)} and {len(b)}")
     medians = [np.median(np.reshape(x[: count * burst], (count, burst)), axis=1) for x in (a, b)]
-    return float(np.median(medians[1] / np.maximum(medians[0], 1)))
+    ratios = medians[1] / np.maximum(medians[0], 1)
+    ratio = float(np.median(ratios))
+    sigma = 1.4826 * float(np.median(np.abs(ratios - ratio)))
+    return ratio, float(1.96 * 1.2533 * sigma / np.sqrt(count) / max(ratio, 1e-12))
 
 
 def runner(model: Model, target: Target, feeds: Feeds) -> Callable[[], object]:
@@ -175,8 +233,10 @@ def collect(
         for run, into in zip(runs, samples, strict=True):
             for _ in range(skipped):
                 run()
+            before = clocks.switches()
             for _ in range(burst):
                 _timed(run, into, clocks)
+            into.switches += clocks.switches() - before
     return samples
 
 

@@ -6,7 +6,8 @@
    stops after fusion, before layouts change: there tensors still have their original names.
 3. Durations are whole microseconds of wall time, inflated by about 2 us per node. The first runs are dropped; the
    statistic is the mean of the lower half: a mean because integers quantise, the lower half because a preempted run
-   adds milliseconds to one node.
+   adds milliseconds to one node. On a machine so busy that most runs are preempted, twice the runs and the shortest
+   few of them.
    Runs are counted so that short networks give many samples and long ones do not take minutes.
 4. Nodes inside subgraphs are part of the time of the node that holds them.
 """
@@ -30,6 +31,8 @@ from .timing import Feeds
 _SUFFIX = "_kernel_time"
 _INNER = "inner:"
 _PROFILE_SECONDS = 0.4
+_SHARE, _DISTURBED_SHARE = 0.5, 0.15  # of the runs, the shortest, whose mean is taken
+_WAITING = 1.15  # wall time over CPU time from which runs count as disturbed
 _PROFILE_EVENTS = 10_000  # each is some 700 bytes of JSON
 
 
@@ -44,12 +47,16 @@ class NodeTime:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What was executed: the fused graph, the final graph (None: the provider compiles it), times by node name."""
+    """What was executed: the fused graph, the final graph (None: the provider compiles it), times by node name.
+
+    `whole_us`: the lower-half mean of whole runs, on the same clock.
+    """
 
     original: onnx.GraphProto
     fused: onnx.GraphProto | None
     final: onnx.GraphProto | None
     times: Mapping[str, NodeTime]
+    whole_us: float = float("nan")
 
 
 def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int | None = None, warm_up: int = 4) -> Trace:
@@ -67,13 +74,26 @@ def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int | N
             for _ in range(warm_up):
                 session.run(None, dict(feeds))
             seconds = (time.perf_counter() - start) / max(warm_up, 1)
-            for _ in range(_runs(seconds, len(named.graph.node)) if runs is None else runs):
-                session.run(None, dict(feeds))
+            count = _runs(seconds, len(named.graph.node)) if runs is None else runs
+            disturbed = _run_counted(session, feeds, count) and target.on_caller
+            if disturbed:
+                _run_counted(session, feeds, count)
         except Exception as error:  # onnxruntime has no common error class
             raise TargetError(f"{target} cannot run the model: {str(error).splitlines()[0]}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         final_graph = onnx.load(final_path, load_external_data=False).graph if final else None
-    return Trace(named.graph, final, final_graph, node_times(events, warm_up))
+    whole = [event["dur"] for event in events if event["name"] == "model_run"][warm_up:]
+    share = _DISTURBED_SHARE if disturbed else _SHARE
+    times = node_times(events, warm_up, share)
+    return Trace(named.graph, final, final_graph, times, lower_mean(whole, share))
+
+
+def _run_counted(session: Any, feeds: Feeds, count: int) -> bool:
+    """Runs `count` times; whether the calling thread waited much of that time, as it does on a busy machine."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    for _ in range(count):
+        session.run(None, dict(feeds))
+    return time.perf_counter() - wall > _WAITING * (time.thread_time() - cpu)
 
 
 def _runs(seconds: float, nodes: int) -> int:
@@ -124,7 +144,7 @@ def _saves_graph(model: onnx.ModelProto, target: Target, path: str) -> onnx.Grap
     return onnx.load(path, load_external_data=False).graph
 
 
-def node_times(events: Iterable[Mapping[str, Any]], warm_up: int) -> dict[str, NodeTime]:
+def node_times(events: Iterable[Mapping[str, Any]], warm_up: int, share: float = _SHARE) -> dict[str, NodeTime]:
     """The NodeTime of every node of the outer graph in a list of ONNX Runtime profile events (rules 3 and 4)."""
     durations: dict[str, list[int]] = defaultdict(list)
     types: dict[str, tuple[str, ...]] = {}
@@ -137,12 +157,12 @@ def node_times(events: Iterable[Mapping[str, Any]], warm_up: int) -> dict[str, N
         types.setdefault(key, _types(event.get("args", {})))
     if not durations:
         raise ProfileError("the profile has no node events: this provider gives no per-node times")
-    return {k: NodeTime(lower_half_mean(d[warm_up:] or d), len(d) - warm_up, types[k]) for k, d in durations.items()}
+    return {k: NodeTime(lower_mean(d[warm_up:] or d, share), len(d) - warm_up, types[k]) for k, d in durations.items()}
 
 
-def lower_half_mean(durations: Sequence[float]) -> float:
-    """The mean of the smaller half (rounded up) of the durations."""
-    return float(np.sort(durations)[: (len(durations) + 1) // 2].mean())
+def lower_mean(durations: Sequence[float], share: float = _SHARE) -> float:
+    """The mean of the smaller part (a share of their number, rounded up) of the durations."""
+    return float(np.sort(durations)[: max(1, int(np.ceil(len(durations) * share)))].mean())
 
 
 def _types(args: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import Edit, OpRule, Scope, View, Zeros, first, spatial
+from . import MICROSOFT, Edit, OpRule, Scope, View, Zeros, first, spatial
 
 
 def relate_pool(s: Scope) -> None:
@@ -46,10 +46,9 @@ def relate_roi(s: Scope) -> None:
 
 def relate_grid_sample(s: Scope) -> None:
     """GridSample: positions come from the grid, channels stay."""
-    grid = "n" + spatial("p", s.rank(1) - 1 + 1) + " d"
-    s.signature(f"n C{spatial('s', s.rank(0))}, {' '.join(['_'])} -> n C{spatial('q', len(s.out_shape()))}")
+    s.signature(f"n C{spatial('s', s.rank(0))}, _ -> n C{spatial('q', len(s.out_shape()))}")
     for axis in s.in_axes(1):
-        s.freeze(axis, f"the grid ({grid}) holds coordinates")
+        s.freeze(axis, "the grid holds coordinates")
 
 
 _SINCE = {
@@ -61,11 +60,14 @@ _SINCE = {
     "GlobalLpPool": (1, 2, 22),
 }
 
-RULES = {
+RULES: dict[str, OpRule | tuple[OpRule, ...]] = {
     **{name: OpRule(relate_pool, since, zeros=first) for name, since in _SINCE.items()},
     "Resize": OpRule(relate_resize, (10, 11, 13, 18, 19), patch_resize, zeros=zeros_resize),
     "Upsample": OpRule(relate_resize, (1, 7, 9), zeros=first),
     "RoiAlign": OpRule(relate_roi, (10, 16, 22)),
     "MaxRoiPool": OpRule(relate_roi, (1, 22)),
-    "GridSample": OpRule(relate_grid_sample, (16, 20, 22), zeros=first),
+    "GridSample": (
+        OpRule(relate_grid_sample, (16, 20, 22), zeros=first),
+        OpRule(relate_grid_sample, (1,), domain=MICROSOFT, zeros=first),
+    ),
 }

@@ -3,12 +3,12 @@
 from importlib import import_module
 
 from ...ir.errors import InputError
-from .common import Choice, Cost, Search, SearchResult, Step
+from .common import Choice, Cost, Search, SearchResult, Step, frontier
 
-SEARCHES = ("multiplier", "netadapt")
+SEARCHES = ("multiplier", "netadapt", "mcd", "chamnet")
 """Names for `--search`; each names its module in this folder."""
 
-__all__ = ["SEARCHES", "Choice", "Cost", "Search", "SearchResult", "Step", "load_search"]
+__all__ = ["SEARCHES", "Choice", "Cost", "Search", "SearchResult", "Step", "frontier", "load_search"]
 
 
 def load_search(name: str) -> Search:

@@ -16,6 +16,12 @@ Costs = Mapping[str, float]
 Score = Callable[[Mapping[str, int]], float]
 
 
+def scores_of(score: Score, networks: Sequence[Widths]) -> list[float]:
+    """The scores of several networks: all at once where the score can (it has `many`), else one after the other."""
+    many = getattr(score, "many", None)
+    return [score(widths) for widths in networks] if many is None else list(many(networks))
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A group that may be narrowed: `widths` are the widths worth proposing, ascending, the full width last."""
@@ -73,11 +79,15 @@ class ListJournal:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The widths that meet the budget by measurement, what was measured, and every step on the way."""
+    """The widths that meet the budget by measurement, what was measured, and every step on the way.
+
+    `facts` is what a search has to say about itself, for the report.
+    """
 
     widths: Mapping[str, int]
     measured: Costs
     steps: tuple[Step, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Search(Protocol):
@@ -127,6 +137,22 @@ def require_reachable(groups: Sequence[Choice], cost: Cost, budget: Mapping[str,
         )
 
 
+def frontier(steps: Sequence[Step], resources: Sequence[str]) -> tuple[Step, ...]:
+    """The steps that no other one dominates (cheaper in no resource, or of a lower score), the dearest first."""
+
+    def point(step: Step) -> tuple[float, ...]:
+        return (-step.score, *(step.measured[name] for name in resources))
+
+    points = [point(step) for step in steps]
+    best = [
+        step
+        for step, own in zip(steps, points, strict=True)
+        if not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in points)
+    ]
+    distinct = {tuple(step.widths.items()): step for step in best}
+    return tuple(sorted(distinct.values(), key=lambda step: [-step.measured[name] for name in resources]))
+
+
 WIDEN_BELOW = 0.97
 """A result below this share of every budget is widened again."""
 
@@ -154,7 +180,9 @@ def give_back(
         last = dict(wider)
         if not last:
             break
-        name, best = max(last.items(), key=lambda item: score(item[1]))
+        scores = dict(zip(last, scores_of(score, list(last.values())), strict=True))
+        name = max(last, key=lambda item: scores[item])
+        best = last[name]
         found = cost.measure(best)
         if over(found, budget):
             barred.add((name, best[name]))

@@ -30,6 +30,8 @@ def search(
         return SearchResult(full_widths(groups), measured, tuple(journal.past))
     require_reachable(groups, cost, budget)
     steps = list(journal.past)
+    if steps and not over(steps[-1].measured, budget):
+        return SearchResult(steps[-1].widths, steps[-1].measured, tuple(steps))
     tried = {tuple(step.widths.items()) for step in steps}
     for candidate in _ladder(groups):
         if tuple(candidate.items()) in tried or over(cost(candidate), budget):

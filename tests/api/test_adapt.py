@@ -150,7 +150,7 @@ def test_a_killed_run_resumes(little, tmp_path):
         "add = journal.FileJournal.add\n"
         "def kill(self, step):\n"
         "    add(self, step)\n"
-        "    if len(self._lines) == 3: os._exit(9)\n"
+        "    if len(self._entries) == 2: os._exit(9)\n"
         "journal.FileJournal.add = kill\n"
         "cli._run(['adapt', *sys.argv[1:]])\n"
     )

@@ -24,7 +24,7 @@ def test_sets_are_disjoint_and_within_range(n: int, labelled: bool) -> None:
 
 def test_sizes_for_700_and_for_many_images() -> None:
     small, large = split(_data(700), 0), split(_data(100_003), 0)
-    assert [len(p) for p in (small.calibration, small.selection, small.report)] == [350, 105, 245]
+    assert [len(p) for p in (small.calibration, small.selection, small.report)] == [490, 105, 105]
     assert [len(p) for p in (large.calibration, large.selection, large.report)] == [2000, 1000, 10_000]
 
 
@@ -39,7 +39,19 @@ def test_every_class_is_spread_in_proportion() -> None:
 
 def test_classes_of_one_image_each_fill_all_sets() -> None:
     parts = split(_data(700, np.random.default_rng(0).permutation(700)), seed=0)
-    assert [len(p) for p in (parts.calibration, parts.selection, parts.report)] == [350, 105, 245]
+    assert [len(p) for p in (parts.calibration, parts.selection, parts.report)] == [490, 105, 105]
+
+
+def test_half_of_a_thousand_and_most_of_a_hundred_calibrate() -> None:
+    found = {n: len(split(_data(n), 0).calibration) for n in (100, 500, 720, 1000, 3000)}
+    assert found == {100: 70, 500: 350, 720: 500, 1000: 500, 3000: 1500}
+
+
+def test_with_examples_apart_for_the_report_none_are_kept_back() -> None:
+    parts = split(_data(500), 0, reporting_apart=True)
+    assert [len(p) for p in (parts.calibration, parts.selection, parts.report)] == [425, 75, 0]
+    assert not any("empty" in warning or "report" in warning for warning in parts.warnings)
+    assert len(np.unique(_all(parts))) == 500
 
 
 def test_labels_that_are_no_classes_do_not_stop_it() -> None:

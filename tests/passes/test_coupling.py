@@ -125,6 +125,37 @@ def test_an_operator_without_a_rule_holds_its_channels() -> None:
     assert any("Mystery" in barrier.reason and "com.example" in barrier.reason for barrier in coupling.barriers)
 
 
+def test_weights_behind_a_dequantization_have_their_barriers_too() -> None:
+    net = Net()
+    stored = net.const(net.rng.integers(-99, 99, (7, 3, 1, 1)), np.int8)
+    weight = net.op("DequantizeLinear", stored, net.const(0.01, np.float32), net.const(0, np.int8))
+    x = net.op("LRN", net.op("Conv", net.input(2, 3, 5, 11), weight), size=3)
+    coupling = coupled(net.output(net.conv(x, 7, 13)))
+    reasons = {(barrier.tensor, barrier.axis): barrier.reason for barrier in coupling.barriers}
+    assert reasons[weight, 0] == "LRN mixes neighbouring channels"
+
+
+def test_the_matrix_of_an_operator_without_a_rule_has_a_barrier() -> None:
+    net = Net()
+    x, matrix = net.conv(net.input(2, 3, 5, 11), 3, 7), net.weight(7, 5)
+    net.output(net.conv(x, 7, 13))
+    model = net.model()
+    model.graph.node.add(op_type="Mystery", domain="com.example", input=[x, matrix], output=["m"])
+    model.opset_import.add(domain="com.example", version=1)
+    coupling = couple(load(model, shapes=net.shapes))
+    assert any(barrier.tensor == matrix and "Mystery" in barrier.reason for barrier in coupling.barriers)
+
+
+def test_a_channel_that_is_all_of_an_axis_stays() -> None:
+    """Two maps of one channel side by side: dropping one would leave nothing to put there."""
+    net = Net()
+    x = net.input(2, 3, 5, 11)
+    y = net.op("Concat", net.conv(x, 3, 1), net.conv(x, 3, 1), axis=1)
+    coupling = coupled(net.output(net.conv(y, 2, 13)))
+    assert coupling.groups == ()
+    assert any("only position" in barrier.reason for barrier in coupling.barriers)
+
+
 def test_reshapes_that_do_not_nest_are_barriers() -> None:
     net = Net()
     x = net.op("Reshape", net.dense(net.input(2, 6, 3), 3, 4), net.ints(0, 4, 6))

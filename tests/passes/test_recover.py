@@ -142,6 +142,45 @@ def test_a_refit_is_the_best_there_is(name: str, way: str) -> None:
         assert min(sides) > _loss(want, have) * (1 - 1e-6), tensor
 
 
+def _heads(heads: int, width: int, tokens: int) -> onnx.ModelProto:
+    """Attention of several heads over tokens, and the product that sums over what they give."""
+    net = Net((tokens, 7))
+    for name, sizes in (("split", [0, 0, heads, width]), ("join", [0, 0, heads * width])):
+        net.tensors.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
+    for part in "qkv":
+        net.add("MatMul", "x", net.weight(f"w{part}", 7, heads * width), out=part)
+        net.add("Reshape", part, "split", out=f"{part}s")
+        net.add("Transpose", f"{part}s", out=f"{part}t", perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3])
+    net.add("MatMul", "qt", "kt", out="scores")
+    net.add("Softmax", "scores", out="shares", axis=-1)
+    net.add("MatMul", "shares", "vt", out="mixed")
+    net.add("Transpose", "mixed", out="back", perm=[0, 2, 1, 3])
+    net.add("Reshape", "back", "join", out="joined")
+    net.add("MatMul", "joined", net.weight("wo", heads * width, 11), out="y")
+    return net.model("y", 3)
+
+
+@pytest.mark.parametrize("way", ["symmetric", "sequential"])
+def test_the_product_behind_removed_heads_is_refitted(way: str) -> None:
+    model, x = _heads(5, 3, 13), examples((13, 7), 150)
+    coupling = coupled(model)
+    group = next(g for g in coupling.groups if g.units == 5 and any(axis[0] == "joined" for axis in g.axes))
+    kept = {group.id: np.array([0, 2, 3])}
+    pruned = prune(coupling, kept).model
+    statistics = collect(coupling, batches_of(x))
+    if way == "symmetric":
+        weights = refit_symmetric(coupling, statistics, kept, ridge=TINY)
+    else:
+        weights = refit_sequential(coupling, kept, pruned, batches_of(x), statistics)
+    assert set(weights) == {"wo"}
+    assert weights["wo"].shape == (9, 11)
+    want, have = tensors_of(model, ["y"], x)[0], tensors_of(apply_weights(pruned, weights), ["y"], x)[0]
+    joined = tensors_of(pruned, ["joined"], x)[0].reshape(-1, 9)
+    best = least_squares(joined, want.reshape(-1, 11), bias=False) / 11
+    assert _loss(want, have) == pytest.approx(best, rel=1e-2)
+    assert _loss(want, have) < _loss(want, tensors_of(pruned, ["y"], x)[0])
+
+
 def test_the_loss_is_that_of_an_independent_solver() -> None:
     model, shape = CASES["MatMul of tokens"]
     x = examples(shape, 150)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from onnx_netadapt.ir.errors import BudgetError, InputError
-from onnx_netadapt.passes.search import Choice, load_search
+from onnx_netadapt.passes.search import SEARCHES, Choice, load_search
 from onnx_netadapt.passes.search.common import ListJournal, over
-from onnx_netadapt.passes.search.netadapt import reach, schedule
+from onnx_netadapt.passes.search.descent import Schedule, reach
 
 GROUPS = (Choice("a", (3, 7, 11, 13)), Choice("b", (2, 5, 17)), Choice("c", (1, 2, 3, 4, 5, 6, 7)))
 PRICE = {"a": 2.0, "b": 1.0, "c": 5.0}
@@ -46,7 +46,7 @@ def run(name, budget, *, bias=1.0, journal=None, **options):
     return result, cost
 
 
-@pytest.mark.parametrize("name", ["netadapt", "multiplier"])
+@pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("bias", [0.8, 1.0, 1.3])
 def test_the_result_is_within_the_budget_by_measurement(name, bias):
     full = FakeCost(bias).measure({"a": 13, "b": 17, "c": 7})["latency"]
@@ -85,24 +85,40 @@ def test_the_last_limit_is_the_budget_and_no_step_is_taken_within_it():
     assert all(step.limits["latency"] >= 60.0 - 1e-9 for step in result.steps)
 
 
-def test_two_budgets_hold_together():
-    result, _ = run("netadapt", {"latency": 60.0, "params": 25.0})
-    assert not over(result.measured, {"latency": 60.0, "params": 25.0})
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("budget", [{"latency": 60.0, "params": 25.0}, {"latency": 100.0, "params": 14.0}])
+def test_two_budgets_hold_together(name, budget):
+    result, _ = run(name, budget)
+    assert not over(result.measured, budget)
 
 
-def test_the_same_run_twice_gives_the_same_steps():
-    assert run("netadapt", {"latency": 45.0})[0] == run("netadapt", {"latency": 45.0})[0]
+@pytest.mark.parametrize("name", SEARCHES)
+def test_each_of_two_budgets_must_be_in_reach_before_anything_is_scored(name):
+    def never(_):
+        raise AssertionError("a network was scored")
+
+    least = FakeCost()({"a": 3, "b": 2, "c": 1})
+    cost, rng = FakeCost(), np.random.default_rng(0)
+    budget = {"latency": 2 * least["latency"], "params": least["params"] - 1}
+    with pytest.raises(BudgetError, match=f"params {least['params']:.6g}"):
+        load_search(name)(NO_GRAPH, GROUPS, cost, never, budget, rng=rng, journal=ListJournal())
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end():
-    whole, _ = run("netadapt", {"latency": 45.0})
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_same_run_twice_gives_the_same_steps(name):
+    assert run(name, {"latency": 45.0})[0] == run(name, {"latency": 45.0})[0]
+
+
+@pytest.mark.parametrize("name", ["netadapt", "mcd"])
+def test_an_interrupted_run_goes_on_to_the_same_end(name):
+    whole, _ = run(name, {"latency": 45.0})
     journal = ListJournal(list(whole.steps[:2]))
-    again, _ = run("netadapt", {"latency": 45.0}, journal=journal)
+    again, _ = run(name, {"latency": 45.0}, journal=journal)
     assert again.widths == whole.widths
     assert again.steps == whole.steps
 
 
-@pytest.mark.parametrize("name", ["netadapt", "multiplier"])
+@pytest.mark.parametrize("name", SEARCHES)
 def test_a_budget_out_of_reach_says_what_is_reachable(name):
     least = FakeCost()({"a": 3, "b": 2, "c": 1})["latency"]
     with pytest.raises(BudgetError, match=f"{least:.6g}"):
@@ -130,11 +146,11 @@ def test_the_reach_of_a_schedule_is_the_geometric_series():
 
 def test_a_schedule_that_falls_short_is_scaled_up():
     start, budget = {"latency": 100.0}, {"latency": 25.0}
-    assert reach(schedule(start, budget, 0.025, 0.96), 0.96, None) >= 0.75
-    assert schedule(start, budget, 0.1, 0.96) == 0.1
-    assert schedule(start, {"latency": 200.0}, None, 0.96) == 0.0
+    assert reach(Schedule(0.025, 0.96, 16).first(start, budget), 0.96, None) >= 0.75
+    assert Schedule(0.1, 0.96, 16).first(start, budget) == 0.1
+    assert Schedule(None, 0.96, 16).first(start, {"latency": 200.0}) == 0.0
 
 
 def test_an_unknown_search_is_refused():
-    with pytest.raises(InputError, match="multiplier, netadapt"):
+    with pytest.raises(InputError, match="multiplier, netadapt, mcd, chamnet"):
         load_search("annealing")

@@ -9,21 +9,25 @@ import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError
 from onnx_netadapt.profiler import (
-    Attribution,
     Entry,
     Granularity,
+    Latency,
     LatencyModel,
     Lut,
     Network,
     Target,
     accuracy,
+    appraise,
     extend,
     fill,
     measure,
 )
 from onnx_netadapt.profiler import accuracy as accuracy_function
 from onnx_netadapt.profiler import fill as fill_function
+from onnx_netadapt.profiler.capability import Capability, Survey
+from onnx_netadapt.profiler.plan import Plan
 from onnx_netadapt.profiler.structure import Ran, Shapes, Structure, Unit, Widths
+from onnx_netadapt.profiler.timing import Comparison
 
 STAIR = Granularity(16, 4, True, 1.4)
 NET = MobileNet(stages=((1, 32, 1, 1), (3, 48, 3, 2), (3, 64, 2, 2)), side=32, stem=64, head=128)
@@ -37,6 +41,7 @@ class Machine:
     def __init__(self) -> None:
         self.profiled: list[dict[str, int]] = []
         self.speed = 1.0
+        self.error = 0.0
 
     def unit_us(self, unit: Unit, shapes: Shapes) -> tuple[str, float]:
         ins, constants, outs = unit.dims(shapes)
@@ -50,9 +55,9 @@ class Machine:
         us = 2.0 + 2e-4 * amounts[0] + 1e-5 * amounts[1] * positions + 3e-4 * amounts[2]
         return ("nchwc.Conv(b)<float>", us) if aligned else ("FusedConv(p)<float>", 3 * us)
 
-    def run_variant(self, _: Target, network: Network, structure: Structure, widths: Widths) -> Ran:
+    def run_variant(self, _: Target, network: Network, plan: Plan, widths: Widths, known: object) -> Ran:
         self.profiled.append(dict(widths))
-        shapes = NET.shapes(widths)
+        structure, shapes = plan.structure, NET.shapes(widths)
         units = tuple((k, us * self.speed) for k, us in (self.unit_us(unit, shapes) for unit in structure.units))
         return Ran(units, tuple(("", 0.0) for _ in structure.boundaries), 0.0)
 
@@ -65,12 +70,18 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
     structure: list[Structure] = []
-    keep = fill_module.structure_on
-    monkeypatch.setattr(fill_module, "structure_on", lambda *a: structure.append(keep(*a)) or structure[-1])
+    keep = fill_module.survey
 
-    def run_whole(_: Target, network: Network, widths: Widths, reference: object) -> tuple[float, float]:
-        base = made.whole_ms(structure[-1], network.base)
-        return made.whole_ms(structure[-1], widths) / base, base
+    def survey(*arguments: object) -> Survey:
+        found = keep(*arguments)
+        structure.append(found.structure)
+        return Survey(Capability.PER_NODE, found.structure)
+
+    monkeypatch.setattr(fill_module, "survey", survey)
+
+    def run_whole(_: Target, network: Network, widths: Widths, reference: object) -> Comparison:
+        base, here = made.whole_ms(structure[-1], network.base), made.whole_ms(structure[-1], widths)
+        return Comparison(Latency(here, here, here, 9, "cpu", here), here / base, made.error, base)
 
     for module in (fill_module, accuracy_module):
         monkeypatch.setattr(module, "run_whole", run_whole)
@@ -214,10 +225,61 @@ def test_progress_is_told(machine: Machine, lut: Lut) -> None:
     assert {total for _, total, _ in told} == {len(machine.profiled)}
 
 
-def test_a_target_without_times_per_node_is_refused(monkeypatch: pytest.MonkeyPatch, lut: Lut) -> None:
-    monkeypatch.setattr(fill_module, "attribute", lambda _: Attribution((), 5.0))
-    with pytest.raises(ProfileError, match="measure whole networks"):
-        filled(lut)
+def test_a_noisy_machine_is_told_and_a_hopeless_one_refused(machine: Machine, lut: Lut) -> None:
+    machine.error = 0.06
+    model = filled(lut)
+    assert "too noisy" in model.notes[0]
+    assert "6.0%" in model.notes[0]
+    assert "too noisy" in str(accuracy(model, Target(), NET.network(STAIR), np.random.default_rng(0), count=2))
+    machine.error, size = 0.3, len(lut)
+    with pytest.raises(ProfileError, match="too noisy"):
+        extend(model, Target(), NET.network(STAIR), [{"stem": 21}])
+    assert len(lut) == size  # nothing wrong was kept
+    machine.error = 0.01
+    with Lut.open(":memory:", {"made up": True}) as fresh:
+        fresh.add(lut.entries("granularity"))
+        assert filled(fresh).notes == ()
+
+
+def test_a_network_that_was_never_measured_is_appraised_from_the_units_of_another(machine: Machine, lut: Lut) -> None:
+    model = filled(lut)
+    widths = on_edges(31)
+    small = replace(
+        NET.network(STAIR), base=widths, build=lambda w: NET.build({**widths, **w}),
+        shapes=lambda w: NET.shapes({**widths, **w}),
+    )  # fmt: skip
+    count, size = len(machine.profiled), len(lut)
+    appraised = appraise(lut, Target(), small)
+    assert (len(machine.profiled), len(lut)) == (count + 1, size)  # one profile for its kernels, nothing stored
+    assert appraised.estimate({}) == pytest.approx(truth(machine, model, widths), rel=0.06)
+    assert appraise(lut, Target(), NET.network(STAIR)).estimate(widths) == pytest.approx(model.estimate(widths))
+    assert len(machine.profiled) == count + 1
+
+
+def test_many_networks_at_once_cost_what_they_cost_one_by_one(machine: Machine, lut: Lut) -> None:
+    model = filled(lut)
+    networks = [on_edges(seed) for seed in range(20)]
+    networks += [random_widths(seed, lambda rng, _, w: int(rng.integers(5, w + 1))) for seed in range(20)]
+    assert model.estimates(networks) == pytest.approx([model.estimate(w) for w in networks])
+    assert model.estimates([{}])[0] == model.estimate(NET.base())
+    assert len(model.estimates([])) == 0
+
+
+def test_shapes_that_do_not_follow_widths_linearly_are_asked_for(machine: Machine, lut: Lut) -> None:
+    """The stem keeps an even number of channels, whatever its width: sizes cannot be concluded from two networks."""
+
+    def even(widths: Widths) -> dict[str, int]:
+        return {**widths, "stem": widths.get("stem", 64) // 2 * 2}
+
+    net = NET.network(STAIR)
+    network = replace(net, shapes=lambda w: net.shapes(even(w)), build=lambda w: net.build(even(w)))
+    model = fill(lut, Target(), network, np.random.default_rng(0))
+    asked = [term for term in model.plan.terms if term.slopes is None]
+    assert 0 < len(asked) < len(model.plan.terms)
+    for stem in (33, 47, 50):
+        sizes = model.plan.sizes(asked[0], model.plan.matrix([{"stem": stem}]))
+        assert stem // 2 * 2 in sizes
+        assert model.raw_ms({"stem": stem}) == model.raw_ms(even({"stem": stem}))
 
 
 def test_a_real_machine_gives_estimates_of_the_right_order() -> None:

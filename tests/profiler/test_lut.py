@@ -88,6 +88,39 @@ def test_merging_takes_over_what_is_new_once(tmp_path: Path) -> None:
         assert ours.merge(theirs) == 0
 
 
+def test_merging_keeps_what_a_table_holds_and_costs_one_transaction(tmp_path: Path) -> None:
+    with Lut.open(tmp_path / "a.lut", HERE) as ours, Lut.open(":memory:", HERE) as theirs:
+        ours.add([entry("a", 1.0, 2.0)])
+        theirs.add([entry("a", 2.0, 5.0), *(entry(f"n{i}", float(i)) for i in range(500))])
+        statements: list[str] = []
+        ours._db.set_trace_callback(statements.append)
+        assert ours.merge(theirs) == 501
+        assert ours.get("a").samples_us == (1.0, 2.0, 5.0)
+        assert sum(s.startswith("BEGIN") for s in statements) == 1
+        assert sum(s.startswith("SELECT") for s in statements) < 5  # not one for each entry
+
+
+def _merge(path: Path, other: Path) -> None:
+    with Lut.open(path, HERE) as lut, Lut.open(other, HERE) as theirs:
+        lut.merge(theirs)
+
+
+def test_two_processes_that_merge_the_same_table_double_nothing(tmp_path: Path) -> None:
+    path, other = tmp_path / "t.lut", tmp_path / "other.lut"
+    with Lut.open(other, HERE) as lut:
+        lut.add([entry(f"n{i}", float(i)) for i in range(2000)])
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_merge, args=(path, other)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    with Lut.open(path, HERE) as lut:
+        assert len(lut) == 2000
+        assert {len(e.samples_us) for e in lut.entries()} == {1}
+
+
 def test_merging_another_target_is_refused(tmp_path: Path) -> None:
     with Lut.open(":memory:", HERE) as ours, Lut.open(tmp_path / "t.lut", {**HERE, "threads": 4}) as theirs:
         theirs.add([entry("a", 1.0)])

@@ -1,9 +1,13 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+from mobile_net import MOBILENET_V2, MobileNet
 from onnx import TensorProto, helper
 from onnx_netadapt.ir.errors import ShapeError
-from onnx_netadapt.profiler import memory
+from onnx_netadapt.profiler import Liveness, Target, memory
 
 BRANCHED = """<ir_version: 8, opset_import: ["" : 13]>
 net (float[2, 7] x) => (float[2, 7] out)
@@ -60,3 +64,29 @@ def test_smaller_shapes_need_less() -> None:
 def test_a_missing_shape_is_named() -> None:
     with pytest.raises(ShapeError, match="'c'"):
         memory(branched(), {k: v for k, v in SHAPES.items() if k != "c"})
+
+
+def test_the_memory_of_a_pruned_network_is_told_without_building_it() -> None:
+    net = MobileNet()
+    liveness, full = Liveness.of(net.build({})), net.base()
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        widths = {g: int(rng.integers(1, w + 1)) for g, w in full.items()}
+        assert liveness(net.shapes(widths)) == memory(net.build(widths), net.shapes(widths))
+    assert liveness(net.shapes({g: 1 for g in full})) != liveness(net.shapes(full))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [MobileNet(side=224), MobileNet(MOBILENET_V2, side=224, head=1280, classes=1000)])
+def test_the_peak_is_near_what_onnxruntime_reports(net: MobileNet, tmp_path: Path) -> None:
+    """Its arena at the peak of a run, as its profile tells (since 1.31): within a factor, since layouts pad."""
+    model = net.build({})
+    session = Target().session(model, profile_prefix=str(tmp_path / "p"))
+    for _ in range(3):
+        session.run(None, net.feeds(model))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    peaks = [int(e["args"]["mem_in_use_peak"]) for e in events if "mem_in_use_peak" in e.get("args", {})]
+    if not peaks:
+        pytest.skip("this onnxruntime does not tell its memory in use")
+    told = memory(model, net.shapes({}))
+    assert 0.5 < max(peaks) / told.peak_activation_bytes < 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx_netadapt.profiler import Granularity, Lut, Target, probe
 from onnx_netadapt.profiler import staircase as module
-from onnx_netadapt.profiler.staircase import infer
+from onnx_netadapt.profiler.staircase import STAIRS, infer
 
 WIDTHS = tuple(range(32, 81))
 
@@ -52,7 +52,7 @@ def test_right_edges_count_channels_where_a_unit_is_several() -> None:
 
 
 def test_places_on_the_stairs() -> None:
-    assert [STAIR.stair(c) for c in (16, 48, 20, 21, 12, 13)] == ["s", "s", "a", "u", "A", "U"]
+    assert "".join(STAIRS[c] for c in STAIR.codes(np.array([16, 48, 20, 21, 12, 13, -1]))) == "ssauAU-"
     assert STAIR.round_up(17) == 32
 
 

@@ -5,7 +5,7 @@ import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
 from onnx_netadapt.profiler import Clocks, Latency, Target, measure, measure_against, measure_many
-from onnx_netadapt.profiler.timing import Samples, clock_of, collect, paired_ratio
+from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect, paired_ratio
 
 
 class FakeMachine:
@@ -14,7 +14,7 @@ class FakeMachine:
     def __init__(self) -> None:
         self.cpu = self.wall = 0
         self.calls: list[str] = []
-        self.clocks = Clocks(lambda: self.cpu, lambda: self.wall)
+        self.clocks = Clocks(lambda: self.cpu, lambda: self.wall, lambda: 0)
 
     def model(self, name: str, cpu: Callable[[], float], wait: float = 0.0) -> Callable[[], object]:
         def run() -> None:
@@ -75,7 +75,9 @@ def test_a_paired_ratio_survives_a_machine_that_changes_speed() -> None:
     speed = lambda: 1.0 if machine.wall < 150e6 else 1.7  # noqa: E731
     runs = [machine.model("a", lambda: 1e6 * speed()), machine.model("b", lambda: 3e6 * speed())]
     a, b = collect(runs, min_runs=60, min_seconds=0, warm_up=0, clocks=machine.clocks)
-    assert paired_ratio(a, b, "cpu") == pytest.approx(3.0)
+    ratio, error = paired_ratio(a, b, "cpu")
+    assert ratio == pytest.approx(3.0)
+    assert error < 0.001
     assert b.summary("cpu").median_ms != pytest.approx(3.0, rel=0.2)  # negative control: unpaired is fooled
     with pytest.raises(ProfileError):
         paired_ratio(Samples([1], [1]), b, "cpu")
@@ -88,16 +90,60 @@ def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> N
         measure_against(quiet, run, Target(), min_runs=10, min_seconds=0, clocks=machine.clocks)
         for run in (quiet, waiting)
     ]
-    assert [latency.busy for latency, _ in results] == [False, True]
-    assert [latency.median_ms for latency, _ in results] == [5.0, 5.0]
-    assert [ratio for _, ratio in results] == [1.0, 1.0]
-    assert "busy" in str(results[1][0])
+    assert [found.latency.busy for found in results] == [False, True]
+    assert [found.latency.median_ms for found in results] == [5.0, 5.0]
+    assert [found.ratio for found in results] == [1.0, 1.0]
+    assert [found.reference_ms for found in results] == [5.0, 5.0]
+    assert "busy" in str(results[1].latency)
+
+
+def test_a_comparison_goes_on_while_it_is_unsure_and_tells_its_error() -> None:
+    def compared(noise: float) -> tuple[Comparison, int]:
+        machine, rng = FakeMachine(), np.random.default_rng(4)
+        runs = [machine.model(name, lambda: 1e6 * rng.lognormal(0, noise)) for name in "ab"]
+        found = measure_against(*runs, Target(), min_runs=40, min_seconds=0, clocks=machine.clocks)
+        return found, len(machine.calls)
+
+    (quiet, few), (noisy, many) = compared(0.002), compared(0.5)
+    assert many == pytest.approx(3 * few, abs=20)
+    assert quiet.error < 0.01
+    assert not quiet.noisy
+    assert noisy.noisy
+    assert abs(noisy.ratio - 1) < 2 * noisy.error  # what it says about itself is true
+
+
+def test_a_burst_that_was_disturbed_does_not_count() -> None:
+    machine = FakeMachine()
+    disturbed = lambda: 1e6 * (9 if len(machine.calls) % 60 < 6 else 1)  # noqa: E731
+    found = measure_against(
+        machine.model("a", lambda: 1e6), machine.model("b", disturbed), Target(),
+        min_runs=60, min_seconds=0, clocks=machine.clocks,
+    )  # fmt: skip
+    assert found.ratio == pytest.approx(1.0)
+
+
+def test_a_neighbour_that_takes_the_processor_is_seen_on_the_wall_clock() -> None:
+    machine = FakeMachine()
+    taken = iter(range(10**6))
+    clocks = Clocks(machine.clocks.cpu, machine.clocks.wall, lambda: next(taken))
+    alone, with_neighbour = (
+        measure_against(
+            *(machine.model(name, lambda: 1e6) for name in "ab"),
+            Target(threads=2), min_runs=20, min_seconds=0, clocks=used,
+        ).latency
+        for used in (machine.clocks, clocks)
+    )  # fmt: skip
+    assert (alone.switches_per_s, alone.busy) == (0.0, False)
+    assert with_neighbour.switches_per_s == pytest.approx(200)  # one in each burst of five milliseconds
+    assert with_neighbour.busy
 
 
 def test_several_threads_are_timed_by_the_wall() -> None:
     assert clock_of(Target()) == "cpu"
     assert clock_of(Target(threads=2)) == "wall"
-    assert clock_of(Target.parse("openvino")) == "wall"
+    assert clock_of(Target.parse("openvino")) == "cpu"  # with one thread it works on the calling one
+    assert clock_of(Target.parse("openvino:device_type=GPU")) == "wall"
+    assert clock_of(Target.parse("xnnpack")) == "wall"
 
 
 def test_real_runs_are_of_a_sensible_order() -> None:

@@ -6,7 +6,7 @@ import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
 from onnx_netadapt.profiler import Attribution, Target, attribute, trace
-from onnx_netadapt.profiler.trace import _runs, lower_half_mean, named_copy, node_times
+from onnx_netadapt.profiler.trace import _runs, lower_mean, named_copy, node_times
 
 MODELS = Path(__file__).resolve().parents[2].parent / "shared" / "models"
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -119,8 +119,10 @@ def test_short_networks_are_run_more_often_than_long_ones() -> None:
 
 
 def test_the_lower_half_ignores_preempted_runs() -> None:
-    assert lower_half_mean([5, 9000, 5, 6, 4000]) == pytest.approx(16 / 3)
-    assert lower_half_mean([7]) == 7
+    assert lower_mean([5, 9000, 5, 6, 4000]) == pytest.approx(16 / 3)
+    assert lower_mean([7]) == 7
+    assert lower_mean([30, 10, 20, 9000, 8000], 0.4) == 15
+    assert lower_mean([30, 10], 0.01) == 10
 
 
 def shared_models() -> list[object]:

@@ -1,0 +1,162 @@
+"""The search within the main job: what it is given, and the confirmation of its results by longer measurements."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from onnx_netadapt.budgets import show_amount
+from onnx_netadapt.costs import MEASURED, NetworkCost
+from onnx_netadapt.free import widen_free
+from onnx_netadapt.ir.errors import BudgetError
+from onnx_netadapt.journal import FileJournal
+from onnx_netadapt.network import Narrowing
+from onnx_netadapt.passes.search import Choice, Step, load_search
+from onnx_netadapt.passes.search.chamnet import SampleStore
+from onnx_netadapt.passes.search.common import Journal, ListJournal, SearchResult, over
+from onnx_netadapt.passes.search.curves import pool_of
+from onnx_netadapt.run import Run, one_blas_thread
+from onnx_netadapt.scoring import AnyScorer
+
+AIM = 0.97
+"""The search aims at this share of a latency budget."""
+
+SURE = 0.985
+"""A winner must be within this share by a long measurement, so that the last one stays within the budget."""
+
+CONFIRMATIONS = 5
+
+AnyJournal = FileJournal | ListJournal
+
+
+@dataclass(frozen=True, slots=True)
+class Searcher:
+    """A search with all that it needs."""
+
+    run: Run
+    narrowing: Narrowing
+    cost: NetworkCost
+    choices: list[Choice]
+    score: AnyScorer
+    start: Mapping[str, float]
+    keywords: Mapping[str, Any]
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The budgets in their own units."""
+        return {name: budget.limit(self.start[name]) for name, budget in self.run.budgets.items()}
+
+    def run_to_budget(self, journal: AnyJournal) -> tuple[SearchResult, bool]:
+        """The widths that meet every budget by measurement, and whether they do (they may not with `best_effort`)."""
+        told = _Told(journal, self.run, next(iter(self.limits)), self.start)
+        with self.run.progress.phase("searching") as report, self.run.timed("search"), one_blas_thread():
+            told.report = report
+            try:
+                result = self._search(lowered(self.limits, AIM), told, self.keywords)
+            except BudgetError:
+                if not self.run.options.best_effort:
+                    raise
+                widths = {choice.id: choice.widths[0] for choice in self.choices}
+                return SearchResult(widths, self.cost.measure(widths), tuple(told.past)), False
+            return self.confirm(self._with_free_channels(result), SURE)
+
+    def _with_free_channels(self, result: SearchResult) -> SearchResult:
+        """The result with what its target gives for nothing, if a measurement agrees that it costs nothing."""
+        if not self.keywords["widen"] or "latency" not in self.limits:
+            return result
+        limits, before = lowered(self.limits, AIM), self.narrowing.full | dict(result.widths)
+        widths = widen_free(self.choices, self.cost, before, limits)
+        if widths == before:
+            return result
+        measured = self.cost.measure(widths)
+        return result if over(measured, limits) else replace(result, widths=widths, measured=measured)
+
+    def _search(self, aims: Mapping[str, float], journal: Journal, keywords: Mapping[str, Any]) -> SearchResult:
+        search = load_search(self.run.options.search)
+        rng = np.random.default_rng(self.run.options.seed)
+        return search(self.run.graph, self.choices, self.cost, self.score, aims, rng=rng, journal=journal, **keywords)
+
+    def confirm(self, result: SearchResult, ceiling: float) -> tuple[SearchResult, bool]:
+        """Measures the winner at length; while it is above the ceiling (a share of the budget) the search goes on."""
+        limits = lowered(self.limits, ceiling)
+        for _ in range(CONFIRMATIONS):
+            measured = self.at_length(result)
+            if not over(measured, limits):
+                return replace(result, measured=measured), True
+            overshoot = max(measured[name] / limit for name, limit in limits.items() if name in MEASURED)
+            last = result.steps[-1] if result.steps else None
+            past = [] if last is None else [*result.steps[:-1], replace(last, measured=measured)]
+            aims = lowered(limits, min(1.0, 1 / overshoot) * (AIM / SURE))
+            result = self._search(aims, ListJournal(past), {**self.keywords, "widen": False})
+        if self.run.options.best_effort:
+            return result, False
+        missed = ", ".join(
+            f"{show_amount(name, measured[name])} of {show_amount(name, self.limits[name])}"
+            for name in over(measured, limits)
+        )
+        raise BudgetError(
+            f"the measurements stay above the budget by a hair ({missed}); the machine may be too noisy: "
+            "try again when it is quiet, or give a little more budget"
+        )
+
+    def at_length(self, result: SearchResult) -> dict[str, float]:
+        """The costs of a result, its latency measured once more, and for longer."""
+        measured = dict(result.measured)
+        if "latency" in measured:
+            before, after = self.cost.final(self.narrowing.build(result.widths))
+            relative = self.run.budgets["latency"].relative
+            measured["latency"] = after.median_ms * (self.run.start.median_ms / before.median_ms if relative else 1.0)
+        if self.cost.energy is not None:
+            measured["energy"] = self.cost.energy.of(self.narrowing.build(result.widths)).median_mj
+        return measured
+
+
+def searcher_of(
+    run: Run,
+    narrowing: Narrowing,
+    cost: NetworkCost,
+    choices: list[Choice],
+    score: AnyScorer,
+    goal: Mapping[str, float],
+    samples: SampleStore,
+) -> Searcher:
+    """The chosen search with its options; `goal` are the limits of the least of several budgets."""
+    options, curves = run.options, narrowing.curves
+    pool = pool_of(choices, curves, cost) if curves is not None and not options.published else None
+    keywords = {
+        "step": options.step,
+        "decay": options.decay,
+        "widen": not options.published,
+        "pool": pool,
+        "curves": curves,
+        "coarse": score.coarse() if options.search in ("mcd", "chamnet") else [],
+        "goal": lowered(goal, AIM),
+        "samples_kept": samples,
+    }
+    start = cost.measure(narrowing.full)
+    return Searcher(run, narrowing, cost, choices, score, start, keywords)
+
+
+def lowered(limits: Mapping[str, float], share: float) -> dict[str, float]:
+    """The limits with those of what is measured, and so is noisy, lowered to a share."""
+    return {name: limit * (share if name in MEASURED else 1.0) for name, limit in limits.items()}
+
+
+class _Told:
+    """A journal that also tells the progress line."""
+
+    def __init__(self, journal: AnyJournal, run: Run, resource: str, start: Mapping[str, float]) -> None:
+        self._journal, self._run, self._resource, self._start = journal, run, resource, start
+        self.past = list(journal.past)
+        self.report: Any = None
+
+    def add(self, step: Step, /) -> None:
+        """Keeps a step and says how far the search is."""
+        self._journal.add(step)
+        self.past.append(step)
+        name = self._resource
+        budget = self._run.budgets[name].limit(self._start[name])
+        whole = max(self._start[name] - budget, 1e-9)
+        done = min(self._start[name] - step.measured[name], whole)
+        note = f"{show_amount(name, step.measured[name])} of {show_amount(name, budget)}, score {step.score:.4f}"
+        self.report(int(100 * done / whole), 100, note)

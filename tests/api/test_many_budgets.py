@@ -1,0 +1,128 @@
+"""Many budgets in one run, on the network and data that come with the package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnx_netadapt as na
+import pytest
+from onnx_netadapt import cli
+from onnx_netadapt.budgets import each_budget
+from onnx_netadapt.ir.errors import BudgetError, InputError
+from onnx_netadapt.models.demo import write_demo
+from onnx_netadapt.passes.search import Step, frontier
+
+OPTIONS = {"finetune": "none", "min_keep": 0.25, "only": ("g1", "g3", "g5"), "search": "mcd"}
+FLAGS = ["--finetune", "none", "--min-keep", "0.25", "--only", "g1", "--only", "g3", "--only", "g5", "--search", "mcd"]
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    """The demo model with a fifth of its data."""
+    folder = tmp_path_factory.mktemp("demo")
+    model, whole = write_demo(folder)
+    data = np.load(whole)
+    np.savez(folder / "little.npz", **{name: data[name][:200] for name in data.files})
+    return str(model), str(folder / "little.npz")
+
+
+@pytest.fixture(scope="module")
+def swept(little, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "small.onnx"
+    return na.adapt_each(little[0], ["macs=0.7x", "macs=0.9x"], data=little[1], output=output, **OPTIONS), output
+
+
+def test_every_budget_has_its_model_with_the_budget_in_its_name(swept):
+    found, output = swept
+    assert [row.budgets for row in found.pareto.rows] == [("macs=0.9x",), ("macs=0.7x",)]
+    for row, model, share in zip(found.pareto.rows, found.models, (0.9, 0.7), strict=True):
+        assert row.met
+        assert row.measured["macs"] == row.macs <= share * found.pareto.original.macs
+        written = output.with_name(f"small.macs-{share}x.onnx")
+        assert row.output == str(written)
+        assert written.read_bytes() == model.SerializeToString(deterministic=True)
+        onnx.checker.check_model(onnx.load(written), full_check=True)
+    ends = ("onnx", "plan.json", "report.html", "report.json")
+    names = {f"small.macs-{share}x.{end}" for share in (0.7, 0.9) for end in ends}
+    assert {path.name for path in output.parent.iterdir()} == names | {"small.pareto.json", "small.pareto.html"}
+
+
+def test_one_pass_goes_through_all_budgets(swept):
+    _, output = swept
+    loose, tight = (
+        json.loads(output.with_name(f"small.macs-{share}x.report.json").read_text()) for share in (0.9, 0.7)
+    )
+    assert tight["history"][: len(loose["history"])] == loose["history"]
+    assert len(tight["history"]) > len(loose["history"]) > 0
+
+
+def test_the_table_has_the_whole_frontier_and_the_plot_its_points(swept):
+    found, output = swept
+    told = json.loads(output.with_name("small.pareto.json").read_text())
+    assert told["schema_version"] == 1
+    assert [row["output"] for row in told["rows"]] == [row.output for row in found.pareto.rows]
+    costs = [step["measured"]["macs"] for step in told["frontier"]]
+    scores = [step["score"] for step in told["frontier"]]
+    assert costs == sorted(costs, reverse=True)
+    assert scores == sorted(scores, reverse=True)
+    page = output.with_name("small.pareto.html").read_text()
+    assert page.count("<circle") == 3 + len(costs)
+    assert "macs=0.7x" in str(found.pareto)
+
+
+def test_the_frontier_leaves_out_what_another_step_beats_in_everything():
+    def step(number, macs, size, score):
+        return Step(number, {}, (), {"a": number}, {}, {"macs": macs, "size": size}, score)
+
+    steps = [step(0, 9, 9, 5.0), step(1, 7, 8, 4.0), step(2, 7, 9, 3.0), step(3, 8, 2, 3.5), step(4, 1, 1, 1.0)]
+    assert [s.number for s in frontier(steps, ["macs", "size"])] == [0, 3, 1, 4]
+    assert [s.number for s in frontier(steps, ["macs"])] == [0, 1, 4]
+
+
+def test_a_killed_run_goes_on_and_leaves_what_is_written(little, swept, tmp_path):
+    script = (
+        "import os, sys\n"
+        "from onnx_netadapt import cli, journal\n"
+        "finish = journal.FileJournal.finish\n"
+        "def kill(self):\n"
+        "    finish(self)\n"
+        "    os._exit(9)\n"
+        "journal.FileJournal.finish = kill\n"
+        "cli._run(['adapt', *sys.argv[1:]])\n"
+    )
+    arguments = [little[0], "--budget", "macs=0.7x,macs=0.9x", "--data", little[1], "-o", str(tmp_path / "small.onnx")]
+    arguments += ["--quiet", *FLAGS]
+    killed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert killed.returncode == 9
+    first = tmp_path / "small.macs-0.9x.onnx"
+    assert (tmp_path / "small.onnx.journal.jsonl").is_file()
+    assert not (tmp_path / "small.macs-0.7x.onnx").exists()
+    before = first.stat().st_mtime_ns
+    assert cli._run(["adapt", *arguments, "--resume"]) == 0
+    assert first.stat().st_mtime_ns == before
+    for share in (0.7, 0.9):
+        name = f"small.macs-{share}x.onnx"
+        assert (tmp_path / name).read_bytes() == swept[1].with_name(name).read_bytes()
+    assert not (tmp_path / "small.onnx.journal.jsonl").exists()
+
+
+def test_nothing_is_written_when_the_tightest_budget_is_out_of_reach(little, tmp_path):
+    output = tmp_path / "small.onnx"
+    with pytest.raises(BudgetError, match="budget cannot be met"):
+        na.adapt_each(little[0], ["macs=0.9x", "macs=0.01x"], data=little[1], output=output, **OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lists_of_budgets():
+    assert each_budget(["40ms", "size=4MB"]) == (("40ms", "size=4MB"),)
+    assert each_budget(["0.8x,0.6x", "size=4MB"]) == (("0.8x", "size=4MB"), ("0.6x", "size=4MB"))
+    for texts, why in (
+        (["0.8x,0.6x", "size=4MB,size=3MB"], "only one"),
+        (["0.8x,macs=0.6x"], "one resource"),
+        (["0.8x,0.8x"], "named twice"),
+        (["0.8x,"], "not an amount"),
+    ):
+        with pytest.raises(InputError, match=why):
+            each_budget(texts)

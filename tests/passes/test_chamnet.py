@@ -1,0 +1,174 @@
+"""The score predictor, the genetic algorithm and the search that they make, against answers that are known."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.passes.search import Choice, chamnet, load_search
+from onnx_netadapt.passes.search.chamnet import MOST_GENES, Samples, genes_of
+from onnx_netadapt.passes.search.common import ListJournal, over
+from onnx_netadapt.passes.search.genetic import evolve
+from onnx_netadapt.passes.search.surrogate import by_loss, fit
+from onnx_netadapt.predictor import PredictorFile
+
+GROUPS = tuple(Choice(name, tuple(range(2, 21, 2))) for name in "abcde")
+WORTH = {"a": 3.0, "b": 1.0, "c": 0.3, "d": 2.0, "e": 0.1}
+
+
+class Chain:
+    def __call__(self, widths):
+        values = [5, *(widths[group.id] for group in GROUPS)]
+        return {"latency": float(sum(a * b for a, b in pairwise(values)))}
+
+    measure = __call__
+
+
+class Known:
+    """Smooth, with a cliff towards small widths; counts what was asked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, widths):
+        self.calls += 1
+        return -sum(worth * (20 / widths[name] - 1) for name, worth in WORTH.items())
+
+
+def run(budget, score=None, journal=None, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    kept = journal or ListJournal()
+    options = {"samples": 70, "widen": False, **options}
+    return load_search("chamnet")(None, GROUPS, Chain(), score or Known(), budget, rng=rng, journal=kept, **options)
+
+
+def test_the_best_of_the_predictor_is_near_the_best_there_is():
+    found = run({"latency": 500.0})
+    assert found.measured["latency"] <= 500.0
+    assert found.facts["predictor"]["kendall"] > 0.7
+    assert "fell_back" not in found.facts["predictor"]
+    rng, best = np.random.default_rng(1), -np.inf
+    for _ in range(20_000):
+        widths = {group.id: int(rng.choice(group.widths)) for group in GROUPS}
+        if Chain()(widths)["latency"] <= 500.0:
+            best = max(best, Known()(widths))
+    assert Known()(found.widths) >= best - 0.5
+
+
+@pytest.mark.slow
+def test_a_second_budget_costs_a_few_rounds_of_ten_and_no_sampling(monkeypatch):
+    kept, score = Samples(), Known()
+    run({"latency": 500.0}, score, samples_kept=kept, goal={"latency": 300.0})
+    first = score.calls
+    monkeypatch.setattr(chamnet, "ROUNDS", 2)
+    found = run({"latency": 300.0}, score, samples_kept=kept, samples=len(kept.scores))
+    assert found.measured["latency"] <= 300.0
+    assert score.calls - first <= 20 < first
+
+
+@pytest.mark.slow
+def test_unused_budget_is_given_back():
+    tight, wide = run({"latency": 530.0}), run({"latency": 530.0}, widen=True)
+    assert tight.steps[0] == wide.steps[0]
+    assert wide.measured["latency"] <= 530.0
+    assert Known()(wide.widths) >= Known()(tight.widths)
+
+
+def test_scores_without_any_order_make_it_fall_back_and_say_so():
+    class Noise:
+        def __call__(self, widths):
+            return float(np.random.default_rng(sorted(widths.values())).random())
+
+    found = run({"latency": 500.0}, Noise())
+    assert not over(found.measured, {"latency": 500.0})
+    assert "mcd went on" in found.facts["predictor"]["fell_back"]
+    assert found.facts["predictor"]["kendall"] < 0.7
+
+
+@pytest.mark.slow
+def test_measurements_above_the_estimates_are_allowed_for():
+    class Slower(Chain):
+        def measure(self, widths):
+            return {"latency": 1.2 * self(widths)["latency"]}
+
+    rng = np.random.default_rng(0)
+    found = load_search("chamnet")(
+        None, GROUPS, Slower(), Known(), {"latency": 500.0}, rng=rng, journal=ListJournal(), samples=60
+    )
+    assert found.measured["latency"] <= 500.0
+    assert "fell_back" not in found.facts["predictor"]
+
+
+def test_a_run_that_goes_on_takes_what_is_there():
+    whole = run({"latency": 500.0})
+    score = Known()
+    again = run({"latency": 500.0}, score, ListJournal(list(whole.steps)))
+    assert again.widths == whole.widths
+    assert score.calls == 0
+
+
+def test_left_out_predictions_are_those_of_a_process_without_the_sample():
+    rng = np.random.default_rng(0)
+    x = rng.random((25, 3))
+    y = np.sin(3 * x[:, 0]) + x[:, 1] ** 2
+    found = fit(x, y)
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+    for place in (0, 7, 24):
+        rest = np.arange(25) != place
+        process = GaussianProcessRegressor(found.process.kernel_, optimizer=None).fit(x[rest], found.known[rest])
+        assert process.predict(x[[place]])[0] == pytest.approx(found.loo[place], abs=1e-6)
+    assert found.kendall > 0.75
+
+
+def test_genes_that_change_nothing_get_a_length_scale_of_their_own():
+    rng = np.random.default_rng(0)
+    x = rng.random((60, 6))
+    found = fit(x, np.sin(6 * x[:, 2]))
+    assert found.many_scales
+    assert np.argmin(found.process.kernel_.k1.k2.length_scale) == 2
+
+
+def test_the_scale_keeps_the_order_and_takes_what_is_not_finite():
+    scores = np.array([-1.0, -0.5, -np.inf, -3000.0, -0.4])
+    assert list(np.argsort(by_loss(scores)[[0, 1, 3, 4]])) == [2, 0, 1, 3]
+    assert by_loss(scores)[2] == by_loss(scores)[3]
+
+
+def test_the_genetic_algorithm_finds_the_top_of_a_hill_with_a_wall():
+    top = np.array([0.3, 0.8, 0.5, 0.1])
+
+    def fitness(points):
+        wall = np.maximum(0, points.sum(axis=1) - 1.5)  # the top lies at 1.7
+        return -((points - top) ** 2).sum(axis=1) - (100 * wall) ** 2
+
+    rng = np.random.default_rng(0)
+    best, value = evolve(fitness, rng.random((96, 4)), rng)
+    assert value > -0.012  # 0.2^2 / 4 = 0.01 is the best there is
+    assert best.sum() <= 1.51
+
+
+def test_many_groups_share_genes_by_stage():
+    few = [Choice(f"g{i}", (1, 16)) for i in range(MOST_GENES)]
+    assert [len(members) for members in genes_of(few)] == [1] * MOST_GENES
+    many = [Choice(f"g{i}", (1, 16 if i < 20 else 32)) for i in range(30)]
+    assert [len(members) for members in genes_of(many)] == [20, 10]
+
+
+def test_the_predictor_file_keeps_samples_and_refuses_another_model(tmp_path):
+    path, header = tmp_path / "p.json", {"model_sha256": "1", "metric": "kl"}
+    kept = PredictorFile(path, header, {"a": 20})
+    kept.add([{"a": 3}, {"a": 5}], [-0.25, -1.5])
+    again = PredictorFile(path, header, {"a": 20})
+    assert again.widths == [{"a": 3}, {"a": 5}]
+    assert again.scores == [-0.25, -1.5]
+    with pytest.raises(InputError, match="model_sha256 was '1' and is '2'"):
+        PredictorFile(path, header | {"model_sha256": "2"}, {"a": 20})
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"schema_version": 99}))
+    with pytest.raises(InputError, match="schema_version"):
+        PredictorFile(path, header, {"a": 20})
+    path.write_text("[]")
+    with pytest.raises(InputError, match="cannot be read"):
+        PredictorFile(path, header, {"a": 20})
