@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,16 +34,16 @@ def patch_reshape(edit: Edit) -> None:
 
 def open_reshape(view: View, sizes: Sizes, moving: NDArray[np.bool_]) -> Sizes | None:
     """Reshape: 0 copies a leading axis that the data has as well, -1 is the rest, once."""
-    new, data = sizes.copy(), view.shape(0)
-    old = view.value(1)
-    for place in range(min(len(new), len(data)) if old is not None and not view.attr("allowzero", 0) else 0):
-        if data[place] != old[place]:
-            break
-        if moving[place]:
-            new[place], moving = 0, np.where(np.arange(len(new)) == place, False, moving)
-    if moving.sum() + (new == -1).sum() > 1:
+    new, old = sizes.copy(), view.value(1)
+    same = (
+        () if old is None or view.attr("allowzero", 0) else (a == b for a, b in zip(view.shape(0), old, strict=False))
+    )
+    copied = np.arange(len(new)) < len(list(takewhile(bool, same)))
+    new[moving & copied] = 0
+    rest = moving & ~copied
+    if rest.sum() + (new == -1).sum() > 1:
         return None
-    new[moving] = -1
+    new[rest] = -1
     return new
 
 
