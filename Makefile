@@ -17,11 +17,12 @@ demo: install
 	$(BIN)/python -m onnx_netadapt.models.demo demo
 	$(BIN)/onnx-netadapt demo/digits.onnx --budget 0.5x --data demo/digits.npz
 
+# Files stay whole (--dist loadfile): they share what is dear to make.
 test: checks
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-all: checks
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest -n 2 --dist loadfile -m ""
 
 checks: install
 	$(BIN)/ruff check
