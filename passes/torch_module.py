@@ -244,7 +244,7 @@ def _serves_any_shape(graph: Graph, program: Program) -> bool:
 
 
 def _program_at(graph: Graph, shapes: Shapes) -> Program:
-    """The program for other input shapes than those at which the graph was loaded.
+    """The program for other input shapes than those at which the graph was loaded; its outputs stay the graph's own.
 
     Where nothing can be inferred at them it is the one that reads all sizes from its tensors.
     """
@@ -263,4 +263,4 @@ def _program_at(graph: Graph, shapes: Shapes) -> Program:
         other = reload(replace(graph, model=opened), wanted)
     except NetAdaptError:
         other = replace(bare_graph(graph.model), dtypes=graph.dtypes)
-    return build(other, torch)
+    return build(replace(other, outputs=graph.outputs), torch)

@@ -18,8 +18,9 @@ from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.equivalence import run_plain
 from onnx_netadapt.passes.finetune import Check, Feature, FinetuneSettings, Hooks, Training, finetune
 from onnx_netadapt.passes.finetune_optimizer import RelativeAdam, Schedule
-from onnx_netadapt.passes.finetune_task import features_of
+from onnx_netadapt.passes.finetune_task import features_of, with_outputs
 from onnx_netadapt.passes.images import augmented
+from onnx_netadapt.passes.to_torch import to_torch
 
 torch = pytest.importorskip("torch")
 
@@ -466,3 +467,21 @@ def test_a_view_shows_a_part_of_the_image_at_one_scale() -> None:
     assert (height * np.abs(width)).min() > 0.39 * 3 / 4
     assert views[:, 0].min() >= 0
     assert views[:, 0].max() <= 39
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_feature_maps_come_at_another_batch_than_the_models_own(batch: int) -> None:
+    weight = numpy_helper.from_array(np.ones((7, 3, 1, 1), np.float32), "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["inner"]), helper.make_node("Relu", ["inner"], ["y"])]
+    ports = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, count, 5, 5))
+        for name, count in (("x", 3), ("y", 7))
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "net", ports[:1], ports[1:], [weight]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    outputs = to_torch(with_outputs(load(model), ["y", "inner"]))(-torch.ones(batch, 3, 5, 5))
+    assert [value.max().item() for value in outputs] == [0, -3]
+    assert {tuple(value.shape) for value in outputs} == {(batch, 7, 5, 5)}
