@@ -1,9 +1,10 @@
 """What a unit's time depends on, as numbers: elements read and written and constants, padded as the runtime pads.
 
 1. In the blocked layout a channel count is padded up to the step; in the plain layout it is what it is. A unit's kind
-   tells the layouts that it reads (`op(layouts)`, b for blocked); what it writes is blocked if it read a blocked
-   tensor, or is of the nchwc domain.
-2. A constant's first axis goes with what is written, its other axes with what is read (the layout of weights in ONNX).
+   tells the layout of each tensor that it reads (`op(layouts)`, b for blocked); what it writes is blocked if it read a
+   blocked tensor, or is of the nchwc domain, unless it is the way back to the plain layout.
+2. A constant's first axis goes with what is written, its other axes with what is read first (the layout of weights in
+   ONNX). At a boundary, what is written is what is read, in the other layout.
 3. Kernels work on several blocks of outputs at a time: the last amount pads the first axis of constants to four blocks.
 4. Where the step was found by timing and not by a layout, it was that of what is written, and only that is padded.
 """
@@ -26,19 +27,24 @@ _BLOCKED_DOMAIN = "nchwc."
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Channels to which what is read and what is written are padded."""
+    """Channels to which each tensor read (in order) and what is written are padded."""
 
-    read: int
+    read: tuple[int, ...]
     write: int
 
 
-def steps_of(kind: str, granularity: Granularity) -> Steps:
-    """The padding of a unit that ran as `kind` (rules 1 and 4)."""
+def steps_of(kind: str, reads: int, granularity: Granularity) -> Steps:
+    """The padding of a unit with `reads` inputs that ran as `kind` (rules 1 and 4)."""
     if not granularity.blocked:
-        return Steps(1, granularity.step)
-    reads_blocked = "b" in kind.partition("(")[2].partition(")")[0]
-    writes_blocked = reads_blocked or kind.startswith(_BLOCKED_DOMAIN)
-    return Steps(granularity.step if reads_blocked else 1, granularity.step if writes_blocked else 1)
+        return Steps((1,) * reads, granularity.step)
+    layouts = kind.partition("(")[2].partition(")")[0]
+    blocked = "b" in layouts
+    if "+" in kind or len(layouts) != reads:  # several nodes ran for it, or one read a tensor twice
+        layouts = ("b" if blocked else "p") * reads
+    back = kind.startswith(f"{_BLOCKED_DOMAIN}ReorderOutput")
+    writes_blocked = (blocked or kind.startswith(_BLOCKED_DOMAIN)) and not back
+    read = tuple(granularity.step if layout == "b" else 1 for layout in layouts)
+    return Steps(read, granularity.step if writes_blocked else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +90,15 @@ class Form:
         Work is constants times output positions (for convolutions and products, multiply-accumulates). A channel count
         that follows widths and is no multiple of the step sets a point apart: a last block not full costs extra.
         """
-        step = steps_of(kind, granularity)
+        step = steps_of(kind, len(self.inputs), granularity)
+        first = next(iter(step.read), 1)
         work, grouped = (
-            _elements(self.constants, sizes, times * step.write, step.read) * self._positions(sizes) for times in (1, 4)
+            _elements(self.constants, sizes, times * step.write, first) * self._positions(sizes) for times in (1, 4)
         )
-        read = _elements(self.inputs, sizes, step.read, step.read)
-        written = _elements(self.outputs, sizes, step.write, step.write)
+        read = np.zeros(len(sizes))
+        for axes, pad in zip(self.inputs, step.read, strict=True):
+            read += _elements((axes,), sizes, pad, pad)
+        written = _elements(self.outputs or self.inputs, sizes, step.write, step.write)
         return Points(np.stack([read, work, written, grouped], axis=1), (sizes % granularity.step != 0).any(axis=1))
 
     def _positions(self, sizes: Ints) -> Floats:

@@ -2,12 +2,14 @@
 
     latency = calibration( sum over units of t(kind, shapes) + sum over boundaries of t(kind, shapes) )
 
-1. The kind of a unit (which kernel in which layout) follows from where its channels stand on the target's stairs; the
-   rule is learnt from the variants that were profiled, for each skeleton. A boundary's kind follows from the kinds of
-   the units around it.
+1. The kind of a unit (which kernel in which layout) follows from where its channels stand on the target's stairs, and
+   from the kinds of the units that it reads from (an Add runs alone or within a convolution before it); the rule is
+   learnt from the variants that were profiled, for each skeleton. A boundary's kind follows from the kinds of the units
+   around it.
 2. A time is the entry of the exact key, or a fit (`fit.UnitFit`) over the entries of the same kind and skeleton, with
    channel counts rounded up to the step where the layout is blocked.
-3. Sums are calibrated against whole networks that were measured (`fit.Calibration`): profiling inflates times.
+3. Sums are calibrated against whole networks that were measured (`fit.Calibration`): profiling inflates the time of
+   every node.
 4. Many networks are estimated at once, term by term, on arrays. A single estimate is a hundred dictionary reads: every
    lookup is remembered by the widths that it depends on.
 """
@@ -15,15 +17,16 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import itemgetter
 
 import numpy as np
 
 from .amounts import Dims, Form, Ints
-from .fit import Calibration, Floats, Points, UnitFit
+from .fit import Calibration, Floats, Points, Sums, UnitFit
 from .lut import Entry, Lut
-from .plan import Kinds, Plan, Term, around, distinct, family_of
-from .structure import Widths, digest_of
+from .plan import Kinds, Places, Plan, Term, around, distinct, family_of
+from .structure import Widths, digest_of, executed
 
 _ENOUGH = 8  # points from which a family's own trend is used
 _SOURCES = ("measured", "fitted", "extrapolated", "unknown")
@@ -94,20 +97,23 @@ class LatencyModel:
         """Forgets looked-up times, of which the scalar `estimate` keeps one for each term and widths (rule 4)."""
         groups = [self._groups_of(i) for i in range(len(self.plan.terms))]
         getters = [itemgetter(*names) if names else _nothing for names in groups]
-        self._memory: list[tuple[Callable[[Widths], object], dict[object, float]]] = [(get, {}) for get in getters]
+        self._memory: list[tuple[Callable[[Widths], object], dict[object, tuple[float, int]]]]
+        self._memory = [(get, {}) for get in getters]
 
     def _groups_of(self, index: int) -> tuple[str, ...]:
         """The groups that a term's time depends on: for a boundary, also those of the units around it."""
-        groups = set(self.plan.terms[index].mask.groups)
-        for unit in self._around(index):
+        groups, near = set(self.plan.terms[index].mask.groups), self._around(index)
+        while near:
+            unit = near.pop()
             groups.update(self.plan.masks[unit].groups)
+            near += self.plan.writers[unit]
         return tuple(sorted(groups))
 
     def _around(self, index: int) -> list[int]:
-        """The units at a boundary; none for a unit."""
+        """The units at a boundary, and those whose kinds decide that of a unit."""
         at = index - len(self.plan.structure.units)
         if at < 0:
-            return []
+            return list(self.plan.writers[index])
         boundary = self.plan.structure.boundaries[at]
         return [u for u in (boundary.producer, *boundary.consumers) if u >= 0]
 
@@ -119,8 +125,11 @@ class LatencyModel:
             term = self.plan.terms[i]
             places, which = self.plan.stairs(term, self.plan.sizes(term, widths))
             for entry, at in zip(networks, which, strict=True):
+                kinds = entry.attributes["kinds"]
+                read = [kinds[u] for u in self.plan.writers[i]]
                 for what in (mask.skeleton, unit.ops):
-                    self._kinds.learn(what, places[at], entry.attributes["kinds"][i])
+                    self._kinds.learn(what, places[at], kinds[i])
+                    self._kinds.learn(what, (*places[at], *read), kinds[i])
         for entry in networks:
             told = entry.attributes
             for i, (boundary, kind) in enumerate(zip(self.plan.structure.boundaries, told["layouts"], strict=True)):
@@ -132,19 +141,33 @@ class LatencyModel:
         found = known.get(index)
         if found is None:
             boundary = index - len(self.plan.structure.units)
-            found = self._layout(boundary, widths, known) if boundary >= 0 else self._kind(index, widths)
+            found = self._layout(boundary, widths, known) if boundary >= 0 else self._kind(index, widths, known)
             known[index] = found
         return found
 
-    def _kind(self, index: int, widths: Ints) -> "_Guess":
-        """What runs for a unit, from where its channels stand."""
+    def _kind(self, index: int, widths: Ints, known: "_Guesses") -> "_Guess":
+        """What runs for a unit, from where its channels stand and the kinds of those that it reads from."""
         term = self.plan.terms[index]
         places, which = self.plan.stairs(term, self.plan.sizes(term, widths))
+        writers = [self._guess(u, widths, known) for u in self.plan.writers[index]]
+        rows, which = distinct(np.stack([which, *(g.which for g in writers)], axis=1))
         kinds = []
-        for place in places:
-            own = self._kinds.predict(term.mask.skeleton, place)
-            kinds.append(own if own[1] else self._kinds.predict(term.unit.ops, place))
-        return _Guess(tuple(kinds), which)
+        for here, *codes in rows:
+            read = [guess.kinds[c][0] for guess, c in zip(writers, codes, strict=True)]
+            kinds.append(self._predicted(index, places[here], read))
+        return _Guess.of(kinds, which)
+
+    def _predicted(self, index: int, here: Places, read: Sequence[str]) -> tuple[str, bool]:
+        """The kind of a unit at one place on the stairs that reads from units of these kinds, and whether it was seen.
+
+        Units of its skeleton count before others of its operators, and what is known of both there before places alone.
+        """
+        skeleton, ops = self.plan.terms[index].mask.skeleton, self.plan.terms[index].unit.ops
+        for what, there in ((skeleton, (*here, *read)), (ops, (*here, *read)), (skeleton, here)):
+            found = self._kinds.predict(what, there)
+            if found[1]:
+                return found
+        return self._kinds.predict(ops, here)
 
     def _layout(self, index: int, widths: Ints, known: "_Guesses") -> "_Guess":
         """What runs at a boundary, from the kinds of the units around it."""
@@ -158,7 +181,7 @@ class LatencyModel:
             here = around(boundary, told)
             own = self._layouts.predict(index, here)
             kinds.append(own if own[1] else self._layouts.predict(None, here))
-        return _Guess(tuple(kinds), which)
+        return _Guess.of(kinds, which)
 
     def _times(self, index: int, widths: Ints, known: "_Guesses") -> "_Times":
         """The time of one term at n widths, and where it comes from."""
@@ -180,14 +203,15 @@ class LatencyModel:
         fit = self._fit(family, digest_of([kind, term.unit.ops]))
         if fit is None:
             return np.zeros(len(sizes)), np.full(len(sizes), _UNKNOWN)
-        points = term.form.points(kind, self.plan.granularity, sizes)
+        rows, which = distinct(sizes)
+        points = term.form.points(kind, self.plan.granularity, rows)
         us, sources = fit(points), np.where(fit.covers(points), _FITTED, _EXTRAPOLATED)
         if family in self._families:
-            known = self._families[family]
-            same = (sizes[:, None, :] == known.sizes[None, :, :]).all(axis=2)
-            held = same.any(axis=1)
-            us[held], sources[held] = known.times[same[held].argmax(axis=1)], _MEASURED
-        return us, sources
+            known = self._families[family].known
+            told = [known.get(row.tobytes()) for row in rows]
+            held = [i for i, measured in enumerate(told) if measured is not None]
+            us[held], sources[held] = [told[i] for i in held], _MEASURED
+        return us[which], sources[which]
 
     def _fit(self, family: str, relatives: str) -> UnitFit | None:
         """The fit over a family; with few points of its own, along the same operators at other fixed sizes."""
@@ -206,46 +230,51 @@ class LatencyModel:
         """Calibrates on this network's variants; where the table holds none, on all networks that it holds."""
         known = [*self._networks, *self._observed]
         if not known and self._others:
-            sums = [e.attributes["sum_us"] / 1e3 for e in self._others]
-            here = np.zeros((len(sums), len(self.plan.base)))
-            self._calibration = Calibration.of(sums, here, [e.statistic_us / 1e3 for e in self._others]).alone()
+            told = np.asarray([[e.attributes["sum_us"] / 1e3, e.attributes["executed"]] for e in self._others])
+            here = np.zeros((len(told), len(self.plan.base)))
+            measured = [e.statistic_us / 1e3 for e in self._others]
+            self._calibration = Calibration.of(Sums(told[:, 0], told[:, 1]), here, measured).alone()
             return
         widths = self.plan.matrix([w for w, _ in known])
-        self._calibration = Calibration.of(self._sums_ms(widths), self._places(widths), [ms for _, ms in known])
+        self._calibration = Calibration.of(self._sums(widths), self._places(widths), [ms for _, ms in known])
 
     def _places(self, widths: Ints) -> Floats:
         """Relative widths, scaled so that the distance of two places is the root mean square of their differences."""
         base = self.plan.matrix([self.plan.base])
         return np.asarray(widths / base / np.sqrt(max(len(self.plan.base), 1)), dtype=np.float64)
 
-    def _sums_ms(self, widths: Ints) -> Floats:
-        total, known = np.full(len(widths), self._loose_us), _Guesses()
+    def _sums(self, widths: Ints) -> Sums:
+        total, count, known = np.full(len(widths), self._loose_us), np.zeros(len(widths)), _Guesses()
         for i in range(len(self.plan.terms)):
-            total += self._times(i, widths, known).us
-        return np.asarray(total / 1e3)
+            found = self._times(i, widths, known)
+            total += found.us
+            count += found.executed
+        return Sums(np.asarray(total / 1e3), count)
 
-    def raw_ms(self, widths: Widths) -> float:
-        """The sum of all units and boundaries before calibration."""
+    def _sum(self, widths: Widths) -> Sums:
+        """The sums of one network, from what is remembered of its terms (rule 4)."""
         full = widths if len(widths) == len(self.plan.base) else {**self.plan.base, **widths}
-        total, row, guesses = self._loose_us, None, _Guesses()
+        total, count, row, guesses = self._loose_us, 0, None, _Guesses()
         for i, (get, known) in enumerate(self._memory):
             key = get(full)
-            us = known.get(key)
-            if us is None:
+            told = known.get(key)
+            if told is None:
                 row = self.plan.matrix([full]) if row is None else row
-                us = known[key] = float(self._times(i, row, guesses).us[0])
-            total += us
-        return total / 1e3
+                found = self._times(i, row, guesses)
+                told = known[key] = (float(found.us[0]), int(found.executed[0]))
+            total += told[0]
+            count += told[1]
+        return Sums(np.asarray([total / 1e3]), np.asarray([count], dtype=np.float64))
 
     def estimate(self, widths: Widths) -> float:
         """The expected latency in milliseconds; groups that are not named keep their base width."""
         place = self._places(self.plan.matrix([widths]))
-        return float(self._calibration(np.asarray([self.raw_ms(widths)]), place)[0])
+        return float(self._calibration(self._sum(widths), place)[0])
 
     def estimates(self, widths: Sequence[Widths]) -> Floats:
         """The expected latencies (n,) of many networks at once, in milliseconds: far faster than one by one."""
         rows = self.plan.matrix(widths)
-        return self._calibration(self._sums_ms(rows), self._places(rows))
+        return self._calibration(self._sums(rows), self._places(rows))
 
     def explain(self, widths: Widths) -> Estimate:
         """The estimate with the time, kind and source of every part."""
@@ -265,7 +294,7 @@ class LatencyModel:
         self._calibrate()
 
 
-@dataclass(slots=True)
+@dataclass
 class _Family:
     """All measured units that differ in widths only: the sizes of their moving axes, and microseconds."""
 
@@ -284,10 +313,10 @@ class _Family:
         """(entries, axes)."""
         return np.asarray(self.rows, dtype=np.int64).reshape(len(self.rows), self.form.count)
 
-    @property
-    def times(self) -> Floats:
-        """(entries,)."""
-        return np.asarray(self.us, dtype=np.float64)
+    @cached_property
+    def known(self) -> dict[bytes, float]:
+        """Microseconds by sizes."""
+        return {row.tobytes(): us for row, us in zip(self.sizes, self.us, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +325,13 @@ class _Guess:
 
     kinds: tuple[tuple[str, bool], ...]
     which: Ints
+
+    @staticmethod
+    def of(kinds: Sequence[tuple[str, bool]], which: Ints) -> "_Guess":
+        """The guess with equal kinds put together: times are looked up once for each."""
+        distinct_kinds = tuple(dict.fromkeys(kinds))
+        number = {kind: i for i, kind in enumerate(distinct_kinds)}
+        return _Guess(distinct_kinds, np.asarray([number[kind] for kind in kinds], dtype=np.int64)[which])
 
 
 _Guesses = dict[int, _Guess]
@@ -308,6 +344,11 @@ class _Times:
     guess: _Guess
     us: Floats
     sources: Ints
+
+    @property
+    def executed(self) -> Ints:
+        """How many nodes run for the term (n,)."""
+        return np.asarray([executed(kind) for kind, _ in self.guess.kinds], dtype=np.int64)[self.guess.which]
 
 
 def _nothing(_: Widths) -> object:

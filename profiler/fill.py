@@ -3,15 +3,15 @@
 1. A variant is the network at widths that all change together, on the edges of the target's stairs: one profiled run
    gives a point for every unit at once. Variants: the whole network, the smallest, then a Latin hypercube over the
    edges (every group meets every level about equally often), and a few off the edges for the kernels that run there.
-2. Each variant is also measured whole, unprofiled, right after its profile, in alternation with the base network,
-   and told as a multiple of it: the speed of a shared machine changes by tens of percent from second to second, CPU
-   time included, and falls out of the ratio. The unit times of the profile are then scaled to agree with the whole.
+2. Each variant is also measured whole, unprofiled, right after its profile. Both alternate with runs of the base
+   network, and are told as multiples of it: the speed of a shared machine changes by tens of percent from second to
+   second, CPU time included, and falls out of the ratio.
 3. A variant that the table holds already is not measured; nor is anything if it holds enough variants of this network.
 4. Where the target gives no times per node, units are measured alone or borrowed (see `capability`); the rest stays.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -19,7 +19,6 @@ import onnx
 from ..ir.errors import ProfileError
 from .capability import Capability, survey
 from .cost import LatencyModel
-from .fit import Calibration
 from .isolated import KIND as ISOLATED
 from .isolated import Extractor, run_alone
 from .lut import Entry, Lut
@@ -183,7 +182,7 @@ def _profile(
     for i, widths in enumerate(missing):
         if progress is not None:
             progress(i, len(missing), "profiling variants")
-        ran = run_variant(target, network, plan, widths, known)
+        ran = run_variant(target, network, plan, widths, known, reference)
         done.append((widths, ran, run_whole(target, network, widths, reference)))
         if i + 1 == _EARLY:
             check_noise(target, [whole for *_, whole in done])
@@ -221,26 +220,37 @@ def check_noise(target: Target, wholes: Sequence[Comparison]) -> str:
     return f"{told}: estimates may be off by as much" if error > NOISY else ""
 
 
-def run_variant(target: Target, network: Network, plan: Plan, widths: Widths, known: dict[str, float]) -> Ran:
-    """What one variant ran, as far as the target can tell; `known` holds times of units measured alone, by key."""
+def run_variant(
+    target: Target,
+    network: Network,
+    plan: Plan,
+    widths: Widths,
+    known: dict[str, float],
+    reference: Callable[[], object] | None = None,
+) -> Ran:
+    """What one variant ran, as far as the target can tell, and how long the reference took beside it.
+
+    `known` holds times of units measured alone, by key.
+    """
     model = network.build(widths)
     if plan.capability is Capability.ISOLATED:
         extractor = Extractor(model, plan.shapes(widths))
         return run_alone(target, extractor, plan.structure, plan.keys(ISOLATED, widths), known)
-    near = target if plan.capability is Capability.PER_NODE else Target(threads=target.threads)
-    traced = trace(model, near, network.feeds_for(model))
+    if plan.capability is Capability.WHOLE:
+        near = Target(threads=target.threads)
+        traced = trace(model, near, network.feeds_for(model))
+        return what_ran(plan.structure, traced.original, attribute(traced)).borrowed(near.provider)
+    traced = trace(model, target, network.feeds_for(model), reference=reference)
     ran = what_ran(plan.structure, traced.original, attribute(traced))
-    return ran if plan.capability is Capability.PER_NODE else ran.borrowed(near.provider)
+    return replace(ran, reference_us=traced.reference_us)
 
 
 def _entries(plan: Plan, done: Sequence[tuple[Widths, Ran, Comparison]]) -> list[Entry]:
     base_ms = float(np.median([whole.reference_ms for *_, whole in done]))
     wholes = [whole.ratio * base_ms for *_, whole in done]
-    sums = [ran.total_us / 1e3 for _, ran, _ in done]
-    line = Calibration.of(sums, np.zeros((len(done), 1)), wholes)
     entries = []
-    for (widths, ran, _), whole_ms, sum_ms in zip(done, wholes, sums, strict=True):
-        speed = (whole_ms - line.offset_ms) / line.slope / sum_ms
+    for (widths, ran, _), whole_ms in zip(done, wholes, strict=True):
+        speed = 1.0 if np.isnan(ran.reference_us) else base_ms * 1e3 / ran.reference_us
         entries += _unit_entries(plan, widths, ran, speed)
         entries.append(network_entry(plan, widths, ran, whole_ms, speed))
     return entries

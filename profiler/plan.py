@@ -59,6 +59,15 @@ class Plan:
         self.digest = digest_of([structure.digest, sorted(base.items()), capability])
 
     @cached_property
+    def writers(self) -> tuple[tuple[int, ...], ...]:
+        """For every unit without weights, the units that write what it reads: it may run within one of them."""
+        producer = {b.unit.inputs[0]: b.producer for b in self.structure.boundaries}
+        return tuple(
+            tuple(sorted({producer[t] for t in unit.inputs} - {-1})) if not unit.constants else ()
+            for unit in self.structure.units
+        )
+
+    @cached_property
     def terms(self) -> tuple[Term, ...]:
         """A Term for every unit, then for every boundary."""
         pairs = [
@@ -123,7 +132,8 @@ class Plan:
 
 
 def _sizes(slopes: Ints, widths: Ints) -> Ints:
-    return np.asarray(slopes[0] + widths @ slopes[1:])
+    moving = np.flatnonzero(slopes[1:].any(axis=1))  # few of many groups, and products of whole numbers are slow
+    return np.asarray(slopes[0] + widths[:, moving] @ slopes[1:][moving])
 
 
 def distinct(codes: Ints) -> tuple[Ints, Ints]:
@@ -158,10 +168,12 @@ class Kinds:
     """Learnt: what runs for a skeleton whose channels stand on given stairs."""
 
     seen: dict[Any, dict[Any, Counter[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
+    nearest: dict[Any, str] = field(default_factory=dict)
 
     def learn(self, what: object, places: Sequence[str], kind: str) -> None:
         """Counts one observation."""
         self.seen[what][tuple(places)][kind] += 1
+        self.nearest.clear()
 
     def predict(self, what: object, places: Sequence[str]) -> tuple[str, bool]:
         """The kind seen most often there, or at the nearest places (then the second value is False)."""
@@ -171,18 +183,21 @@ class Kinds:
         here = tuple(places)
         if here in known:
             return known[here].most_common(1)[0][0], True
-        near = min(known, key=lambda p: (_apart(p, here), p))
-        return known[near].most_common(1)[0][0], False
+        if (what, here) not in self.nearest:
+            near = min(known, key=lambda p: (_apart(p, here), p))
+            self.nearest[what, here] = known[near].most_common(1)[0][0]
+        return self.nearest[what, here], False
 
 
 def _apart(a: Places, b: Places) -> int:
     """How unlike two lists of places are: below one step or not, and aligned or not, decide which kernel runs.
 
-    What is read (all but the last place) decides more than what is written.
+    What is read first decides most, then what else is read, then what is written (the last place).
     """
     if len(a) != len(b):
         return 99
-    return sum(_unlike(x, y) * (1 if i == len(a) - 1 else 2) for i, (x, y) in enumerate(zip(a, b, strict=True)))
+    weights = [4, *[2] * (len(a) - 2), 1][-len(a) :]
+    return sum(_unlike(x, y) * weight for x, y, weight in zip(a, b, weights, strict=True))
 
 
 def _unlike(x: str, y: str) -> int:
@@ -208,5 +223,6 @@ def network_entry(plan: Plan, widths: Widths, ran: Ran, whole_ms: float, speed: 
         "layouts": [kind for kind, _ in ran.boundaries],
         "loose_us": ran.loose_us,
         "sum_us": ran.total_us * speed,
+        "executed": ran.executed,
     }
     return Entry(digest_of([plan.digest, attributes["widths"]]), attributes, (whole_ms * 1e3,))

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -63,18 +63,32 @@ class Structure:
     digest: str
 
 
+def executed(kind: str) -> int:
+    """How many nodes ran for a unit or boundary of this kind."""
+    return kind.count("+") + 1 if kind else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What one variant executed: kind and microseconds of every unit and of every boundary, in order."""
+    """What one variant executed: kind and microseconds of every unit and of every boundary, in order.
+
+    `reference_us`: what a reference network took beside it; nan where none was run.
+    """
 
     units: tuple[tuple[str, float], ...]
     boundaries: tuple[tuple[str, float], ...]
     loose_us: float
+    reference_us: float = float("nan")
 
     @property
     def total_us(self) -> float:
         """The sum of all."""
         return sum(us for _, us in (*self.units, *self.boundaries)) + self.loose_us
+
+    @property
+    def executed(self) -> int:
+        """How many nodes ran in all."""
+        return sum(executed(kind) for kind, _ in (*self.units, *self.boundaries))
 
     def borrowed(self, provider: str) -> "Ran":
         """The same, every kind marked with the provider that it ran on."""
@@ -82,7 +96,7 @@ class Ran:
             tuple((f"{kind}@{provider}" if kind else "", us) for kind, us in told)
             for told in (self.units, self.boundaries)
         )
-        return Ran(units, boundaries, self.loose_us)
+        return replace(self, units=units, boundaries=boundaries)
 
 
 def structure_of(base: onnx.GraphProto, other: onnx.GraphProto, attribution: Attribution, shapes: Shapes) -> Structure:

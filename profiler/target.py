@@ -51,6 +51,7 @@ _CHOICES = {
 }
 _ATTRIBUTES = (*_BOOLEANS, *_CHOICES, "inter_op_num_threads")
 """Attributes of SessionOptions that may be set; all other session options are entries whose names have a dot."""
+_METHOD = 2  # of how times are measured and stored: tables of another one do not mix
 _SILENT = 4  # errors come as exceptions; printing them as well would break progress lines
 _EXAMPLE = "write for example 'cpu', 'cpu:threads=4' or 'openvino:device_type=CPU,threads=2'"
 
@@ -183,10 +184,11 @@ class Target:
         return options
 
     def fingerprint(self) -> dict[str, Any]:
-        """What measured times depend on besides the model: runtime, provider, options, threads, processor."""
+        """What measured times depend on besides the model: runtime, provider, options, threads, processor, method."""
         import onnxruntime as ort
 
         return {
+            "method": _METHOD,
             "onnxruntime": ort.__version__,
             "provider": self.provider,
             "provider_options": dict(self.provider_options),

@@ -16,8 +16,8 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ import onnx
 
 from ..ir.errors import ProfileError, TargetError
 from .target import Target
-from .timing import Feeds
+from .timing import Feeds, clock_of
 
 _SUFFIX = "_kernel_time"
 _INNER = "inner:"
 _PROFILE_SECONDS = 0.4
 _SHARE, _DISTURBED_SHARE = 0.5, 0.15  # of the runs, the shortest, whose mean is taken
 _WAITING = 1.15  # wall time over CPU time from which runs count as disturbed
+_BURST, _BESIDE = 8, 2  # counted runs between two visits of the reference, and its counted runs
 _PROFILE_EVENTS = 10_000  # each is some 700 bytes of JSON
 
 
@@ -49,7 +50,7 @@ class NodeTime:
 class Trace:
     """What was executed: the fused graph, the final graph (None: the provider compiles it), times by node name.
 
-    `whole_us`: the lower-half mean of whole runs, on the same clock.
+    `whole_us`: the lower-half mean of whole runs, on the same clock; `reference_us`: that of the reference beside them.
     """
 
     original: onnx.GraphProto
@@ -57,12 +58,22 @@ class Trace:
     final: onnx.GraphProto | None
     times: Mapping[str, NodeTime]
     whole_us: float = float("nan")
+    reference_us: float = float("nan")
 
 
-def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int | None = None, warm_up: int = 4) -> Trace:
+def trace(
+    model: onnx.ModelProto,
+    target: Target,
+    feeds: Feeds,
+    *,
+    runs: int | None = None,
+    warm_up: int = 4,
+    reference: Callable[[], object] | None = None,
+) -> Trace:
     """The Trace of `model` over `runs` counted runs (None: as many as its length asks for, rule 3).
 
-    Raises TargetError if the target cannot run the model.
+    A `reference` is run between them and tells how fast the machine was meanwhile. Raises TargetError if the target
+    cannot run the model.
     """
     named = named_copy(model)
     with tempfile.TemporaryDirectory(prefix="netadapt-") as folder:
@@ -75,9 +86,10 @@ def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int | N
                 session.run(None, dict(feeds))
             seconds = (time.perf_counter() - start) / max(warm_up, 1)
             count = _runs(seconds, len(named.graph.node)) if runs is None else runs
-            disturbed = _run_counted(session, feeds, count) and target.on_caller
+            beside = Beside(reference, clock_of(target)) if reference else None
+            disturbed = _run_counted(session, feeds, count, beside) and target.on_caller
             if disturbed:
-                _run_counted(session, feeds, count)
+                _run_counted(session, feeds, count, beside)
         except Exception as error:  # onnxruntime has no common error class
             raise TargetError(f"{target} cannot run the model: {str(error).splitlines()[0]}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -85,13 +97,34 @@ def trace(model: onnx.ModelProto, target: Target, feeds: Feeds, *, runs: int | N
     whole = [event["dur"] for event in events if event["name"] == "model_run"][warm_up:]
     share = _DISTURBED_SHARE if disturbed else _SHARE
     times = node_times(events, warm_up, share)
-    return Trace(named.graph, final, final_graph, times, lower_mean(whole, share))
+    reference_us = lower_mean(beside.times, share) / 1e3 if beside else float("nan")
+    return Trace(named.graph, final, final_graph, times, lower_mean(whole, share), reference_us)
 
 
-def _run_counted(session: Any, feeds: Feeds, count: int) -> bool:
+@dataclass(slots=True)
+class Beside:
+    """Runs of a reference between those that count, in nanoseconds on a clock."""
+
+    run: Callable[[], object]
+    clock: str
+    times: list[int] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        """One burst; the first run finds the other network's data in the caches and is not counted."""
+        now = time.thread_time_ns if self.clock == "cpu" else time.perf_counter_ns
+        self.run()
+        for _ in range(_BESIDE):
+            start = now()
+            self.run()
+            self.times.append(now() - start)
+
+
+def _run_counted(session: Any, feeds: Feeds, count: int, beside: Beside | None) -> bool:
     """Runs `count` times; whether the calling thread waited much of that time, as it does on a busy machine."""
     wall, cpu = time.perf_counter(), time.thread_time()
-    for _ in range(count):
+    for i in range(count):
+        if beside is not None and i % _BURST == 0:
+            beside()
         session.run(None, dict(feeds))
     return time.perf_counter() - wall > _WAITING * (time.thread_time() - cpu)
 

@@ -1,6 +1,8 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
-from onnx_netadapt.profiler.fit import Calibration, Points, UnitFit
+from onnx_netadapt.profiler.fit import Calibration, Points, Sums, UnitFit
 
 
 def law(points: Points) -> np.ndarray:
@@ -53,29 +55,42 @@ def test_points_off_the_step_do_not_spoil_those_on_it() -> None:
     assert np.mean(fit(off) / law(off)) == pytest.approx(1.1, abs=0.01)
 
 
-def at(told: Calibration, sum_ms: float, place: float) -> float:
-    return float(told(np.array([sum_ms]), np.array([[place]]))[0])
+def sums_of(ms: Sequence[float], executed: Sequence[float] | None = None) -> Sums:
+    return Sums(np.asarray(ms, dtype=float), np.zeros(len(ms)) if executed is None else np.asarray(executed))
+
+
+def at(told: Calibration, sum_ms: float, place: float, executed: float = 0.0) -> float:
+    return float(told(sums_of([sum_ms], [executed]), np.array([[place]]))[0])
 
 
 def test_calibration_finds_slope_and_offset() -> None:
     sums = np.linspace(2, 9, 12)
     places = np.linspace(0.2, 1.0, 12)[:, None]
-    told = Calibration.of(sums, places, 0.9 * sums - 0.3)
-    assert (told.slope, told.offset_ms) == pytest.approx((0.9, -0.3))
-    assert at(told, 5.0, 0.5) == pytest.approx(4.2, rel=1e-3)
+    told = Calibration.of(sums_of(sums), places, 0.9 * sums - 0.3)
+    assert (told.slope, told.offset_ms) == pytest.approx((0.9, -0.3), rel=0.02)
+    assert at(told, 5.0, 0.5) == pytest.approx(4.2, rel=2e-3)
+
+
+def test_calibration_finds_what_profiling_adds_to_each_node() -> None:
+    """Networks of equal sums differ by the number of nodes that ran."""
+    rng = np.random.default_rng(0)
+    executed, sums, places = rng.integers(40, 90, 24), rng.uniform(0.4, 0.6, 24), rng.uniform(0.2, 1.0, (24, 1))
+    told = Calibration.of(sums_of(sums, executed), places, sums - 0.0025 * executed)
+    assert told.node_ms == pytest.approx(-0.0025, rel=0.05)
+    assert at(told, 0.5, 0.6, 50) == pytest.approx(0.375, rel=0.01)
+    assert at(told, 0.5, 0.6, 80) == pytest.approx(0.3, rel=0.01)
 
 
 def test_calibration_without_measurements_changes_nothing() -> None:
-    assert at(Calibration.of([], np.zeros((0, 1)), []), 5.0, 0.5) == 5.0
+    assert at(Calibration.of(sums_of([]), np.zeros((0, 1)), []), 5.0, 0.5) == 5.0
 
 
 def test_one_measurement_gives_a_ratio() -> None:
-    assert Calibration.of([4.0], np.ones((1, 1)), [5.0])(np.array([8.0]), np.ones((1, 1))) == pytest.approx(
-        10.0, rel=1e-3
-    )
+    told = Calibration.of(sums_of([4.0]), np.ones((1, 1)), [5.0])
+    assert at(told, 8.0, 1.0) == pytest.approx(10.0, rel=0.03)
 
 
 def test_an_observation_moves_estimates_near_it_and_not_far_from_it() -> None:
     sums, places = np.linspace(2, 9, 12), np.linspace(0.2, 1.0, 12)[:, None]
-    told = Calibration.of([*sums, 5.0], np.vstack([places, [[2.0]]]), [*sums, 5.5])
+    told = Calibration.of(sums_of([*sums, 5.0]), np.vstack([places, [[2.0]]]), [*sums, 5.5])
     assert at(told, 5.0, 2.0) > 1.05 * at(told, 5.0, 0.5)
