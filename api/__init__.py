@@ -19,6 +19,7 @@ _HOMES = {
     "measure": "facade",
     "profile": "facade",
     "prune": "facade",
+    "train_elastic": "facade",
     "verify": "facade",
     "NetAdaptError": "ir.errors",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "profile",
     "prune",
     "to_torch",
+    "train_elastic",
     "verify",
 ]
 

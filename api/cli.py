@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-COMMANDS = ("inspect", "prune", "measure", "profile", "verify")
+COMMANDS = ("train-elastic", "inspect", "prune", "measure", "profile", "verify")
 MAIN = "adapt"
 INTERRUPTED = 130
 
@@ -27,6 +27,18 @@ SessionOption = Annotated[
 ShapeOption = Annotated[list[str], typer.Option("--shape", help="NAME=1,3,224,224: fixes an open input shape")]
 JsonOption = Annotated[bool, typer.Option("--json", help="the result as JSON on standard output")]
 DataOption = Annotated[str | None, typer.Option("--data", help=".npz, folder of images, or package.module:function")]
+ReportDataOption = Annotated[
+    str | None, typer.Option("--report-data", help="data for the final score [part of --data]")
+]
+MetricOption = Annotated[str | None, typer.Option("--metric", help="top1, agreement, cosine, package.module:function")]
+LossOption = Annotated[str | None, typer.Option("--loss", help="package.module:function: a loss of your own")]
+TrainOption = Annotated[
+    str | None, typer.Option("--train", help="package.module:function: a training loop of your own")
+]
+ElasticOption = Annotated[
+    bool | None,
+    typer.Option("--elastic/--no-elastic", help="cut from weights of train-elastic as they are [if it has them]"),
+]
 PreprocessOption = Annotated[str | None, typer.Option("--preprocess", help="imagenet, or size=224,mean=...,std=...")]
 LutOption = Annotated[Path | None, typer.Option("--lut", help="table of measured times to use and extend")]
 SeedOption = Annotated[int, typer.Option("--seed", help="seed of everything random")]
@@ -40,6 +52,9 @@ RenormalizeOption = Annotated[
         "--renormalize", help="also prune channels that LayerNormalization mixes: it then normalizes over those left"
     ),
 ]
+AllowDepthOption = Annotated[
+    bool, typer.Option("--allow-depth", help="also take out whole residual branches, where that keeps the score higher")
+]
 MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of every width")]
 
 
@@ -52,27 +67,22 @@ def adapt_command(
     ] = [],
     output: OutputOption = None,
     data: DataOption = None,
-    report_data: Annotated[
-        str | None, typer.Option("--report-data", help="data for the final score [part of --data]")
-    ] = None,
+    report_data: ReportDataOption = None,
     preprocess: PreprocessOption = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", help="top1, agreement, cosine, package.module:function")
-    ] = None,
+    metric: MetricOption = None,
     target: TargetOption = "cpu",
     session_option: SessionOption = [],
     search: Annotated[str, typer.Option("--search", help="netadapt, mcd, chamnet or multiplier")] = "netadapt",
     finetune: Annotated[
         str | None, typer.Option("--finetune", help="none, or steps=500,seconds=300,lr=1e-3,... [400 steps or 150 s]")
     ] = None,
-    loss: Annotated[str | None, typer.Option("--loss", help="package.module:function: a loss of your own")] = None,
-    train: Annotated[
-        str | None, typer.Option("--train", help="package.module:function: a training loop of your own")
-    ] = None,
+    loss: LossOption = None,
+    train: TrainOption = None,
     shape: ShapeOption = [],
     exclude: ExcludeOption = [],
     only: OnlyOption = [],
     renormalize: RenormalizeOption = False,
+    allow_depth: AllowDepthOption = False,
     min_keep: MinKeepOption = 0.1,
     step: Annotated[float | None, typer.Option("--step", help="first reduction, as a share of the start")] = None,
     decay: Annotated[float, typer.Option("--decay", help="factor of the reduction per step")] = 0.96,
@@ -91,6 +101,7 @@ def adapt_command(
     scoring: Annotated[
         str, typer.Option("--scoring", help="refit, or masked: no refit, many networks in one batch")
     ] = "refit",
+    elastic: ElasticOption = None,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="write the nearest model if the budget is out of reach")
     ] = False,
@@ -100,7 +111,6 @@ def adapt_command(
 ) -> None:
     """Adapts a model to the budgets."""
     from onnx_netadapt.options import Options, default_output, parse_shape
-    from onnx_netadapt.paths import check_output, check_outputs_apart
     from onnx_netadapt.pipeline import adapt
     from onnx_netadapt.progress import Progress
     from onnx_netadapt.sweep import sweep
@@ -110,11 +120,10 @@ def adapt_command(
         budgets=tuple(budget), output=out, data=data, report_data=report_data, preprocess=preprocess, metric=metric,
         target=_target(target, session_option), search=search, finetune=finetune, loss=loss, train=train,
         shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude), only=tuple(only), renormalize=renormalize,
-        min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume, best_effort=best_effort,
-        published=published, scoring=scoring, predictor=predictor, meter=meter, seed=seed,
+        allow_depth=allow_depth, min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume,
+        best_effort=best_effort,
+        published=published, scoring=scoring, predictor=predictor, meter=meter, elastic=elastic, seed=seed,
     )  # fmt: skip
-    check_output(out)
-    check_outputs_apart(model, out)
     command = " ".join(["onnx-netadapt", *sys.argv[1:]])
     told: dict[str, Any] = {"name": str(model), "progress": Progress(quiet=quiet), "command": command}
     many = any("," in text for text in budget)
@@ -122,6 +131,43 @@ def adapt_command(
     _print(result, json)
     if not result.met:
         raise typer.Exit(3)
+
+
+@app.command("train-elastic")
+def train_elastic_command(
+    model: Model,
+    data: DataOption = None,
+    output: OutputOption = None,
+    report_data: ReportDataOption = None,
+    preprocess: PreprocessOption = None,
+    metric: MetricOption = None,
+    finetune: Annotated[
+        str | None, typer.Option("--finetune", help="steps=2000,seconds=300,lr=1e-3,... [2000 steps or 300 s]")
+    ] = None,
+    loss: LossOption = None,
+    train: TrainOption = None,
+    shape: ShapeOption = [],
+    exclude: ExcludeOption = [],
+    only: OnlyOption = [],
+    renormalize: RenormalizeOption = False,
+    min_keep: Annotated[float, typer.Option("--min-keep", help="least share of every width to train for")] = 0.25,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Trains one set of weights for every width: any later budget is cut from them without more training."""
+    from onnx_netadapt.elastic import default_output, train_elastic
+    from onnx_netadapt.options import Options
+    from onnx_netadapt.progress import Progress
+
+    options = Options(
+        budgets=(), output=output or default_output(model), data=data, report_data=report_data, preprocess=preprocess,
+        metric=metric, finetune=finetune, loss=loss, train=train, shapes=_shapes(shape), exclude=tuple(exclude),
+        only=tuple(only), renormalize=renormalize, min_keep=min_keep, seed=seed,
+    )  # fmt: skip
+    command = " ".join(["onnx-netadapt", *sys.argv[1:]])
+    found = train_elastic(model, options, name=str(model), progress=Progress(quiet=quiet), command=command)
+    _print(found.report, json)
 
 
 @app.command("inspect")
@@ -155,6 +201,7 @@ def prune_command(
     exclude: ExcludeOption = [],
     only: OnlyOption = [],
     renormalize: RenormalizeOption = False,
+    elastic: ElasticOption = None,
     shape: ShapeOption = [],
     json: JsonOption = False,
 ) -> None:
@@ -162,7 +209,8 @@ def prune_command(
     from onnx_netadapt.commands import prune_file
 
     out = output or model.with_name(f"{model.stem}.pruned.onnx")
-    _print(prune_file(model, out, keep, widths, tuple(exclude), tuple(only), renormalize, _shapes(shape)), json)
+    found = prune_file(model, out, keep, widths, tuple(exclude), tuple(only), renormalize, _shapes(shape), elastic)
+    _print(found, json)
 
 
 @app.command("measure")

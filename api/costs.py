@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx_netadapt.energy import EnergyModel
 from onnx_netadapt.network import Narrowing
+from onnx_netadapt.passes.search.common import key_of
 from onnx_netadapt.profiler import (
     Feeds,
     Latency,
@@ -72,7 +73,7 @@ class NetworkCost:
 
     def measure(self, widths: Mapping[str, int], /) -> Mapping[str, float]:
         """Measured costs; what is not a time is counted exactly on the built network."""
-        key = tuple(sorted((self.narrowing.full | dict(widths)).items()))
+        key = key_of(self.narrowing.full | dict(widths))
         if key not in self._known:
             model = self.narrowing.build(widths)
             found = {name: self._estimate(name, widths) for name in self.resources if name not in MEASURED}
@@ -94,9 +95,9 @@ class NetworkCost:
         found = measure_against(self._original, run, self.target, min_seconds=STEP_SECONDS)
         return found.ratio * self.start.median_ms
 
-    def final(self, model: onnx.ModelProto) -> tuple[Latency, Latency]:
+    def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> tuple[Latency, Latency]:
         """The latencies of the original and of a model, measured in alternation and at length."""
         before, after = measure_many(
-            [self.narrowing.graph.model, model], self.target, [self.feeds, self.feeds], min_seconds=FINAL_SECONDS
+            [self.narrowing.graph.model, model], self.target, [self.feeds, self.feeds], min_seconds=seconds
         )
         return before, after

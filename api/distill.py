@@ -10,6 +10,7 @@ from onnx_netadapt.evaluate import Evaluator, fixed_feeds
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Array, Feeds
 from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.options import Options
 from onnx_netadapt.passes.consumers import has_depthwise
 from onnx_netadapt.passes.finetune import Feature, FinetuneResult, FinetuneSettings, finetune
 from onnx_netadapt.progress import Report
@@ -54,13 +55,17 @@ def settings_of(text: str | None) -> FinetuneSettings:
     return FinetuneSettings(seconds=SECONDS) if text is None else FinetuneSettings.parse(text)
 
 
+def wanted(options: Options) -> bool:
+    """Whether the user says how to train: then it is done even where it would be left alone."""
+    return options.finetune is not None or options.loss is not None or options.train is not None
+
+
 def distill(run: Run, task: Distillation, evaluator: Evaluator, report: Report) -> tuple[onnx.ModelProto, Any]:
     """The best model on the selection set, the best so far included, and what was done."""
     settings, hooks = settings_of(run.options.finetune), hooks_of(run.options)
     if settings.steps == 0:
         return task.best, {"said": "none", "reason": "fine-tuning is switched off"}
-    asked = run.options.finetune is not None or hooks.loss is not None or hooks.train is not None
-    if run.data.synthetic and not asked:
+    if run.data.synthetic and not wanted(run.options):
         return task.best, {"said": "none", "reason": "made-up inputs teach a network little; give --data"}
     batches, labels, settings = training_of(run)
     found = finetune(

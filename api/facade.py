@@ -14,19 +14,31 @@ from onnx_netadapt.commands import (
     prune_model,
     verify_models,
 )
+from onnx_netadapt.elastic import Elastic
+from onnx_netadapt.elastic import train_elastic as run_train_elastic
 from onnx_netadapt.inspection import inspect
 from onnx_netadapt.ir.graph import Shape
 from onnx_netadapt.ir.load import Source, load, read_model
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.prune import Pruned
-from onnx_netadapt.paths import check_output
 from onnx_netadapt.pipeline import Adapted
 from onnx_netadapt.pipeline import adapt as run_adapt
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.sweep import Sweep
 from onnx_netadapt.sweep import sweep as run_sweep
 
-__all__ = ["adapt", "adapt_each", "from_torch", "inspect", "measure", "profile", "prune", "to_torch", "verify"]
+__all__ = [
+    "adapt",
+    "adapt_each",
+    "from_torch",
+    "inspect",
+    "measure",
+    "profile",
+    "prune",
+    "to_torch",
+    "train_elastic",
+    "verify",
+]
 
 
 def adapt(
@@ -43,8 +55,6 @@ def adapt(
     """
     budgets = (budget,) if isinstance(budget, str) else tuple(budget)
     path = Path(output) if output is not None else None
-    if path is not None:
-        check_output(path)
     chosen = Options(budgets=budgets, output=path, **options)
     name = str(model) if isinstance(model, str | Path) else "model"
     return run_adapt(model, chosen, name=name, progress=Progress(quiet=quiet))
@@ -67,6 +77,25 @@ def adapt_each(
     chosen = Options(budgets=(",".join(budgets), *also), output=path, **options)
     name = str(model) if isinstance(model, str | Path) else "model"
     return run_sweep(model, chosen, name=name, progress=Progress(quiet=quiet))
+
+
+def train_elastic(
+    model: Source,
+    data: str,
+    *,
+    output: str | Path | None = None,
+    quiet: bool = True,
+    min_keep: float = 0.25,
+    **options: Any,
+) -> Elastic:
+    """The model with weights that serve every width from `min_keep` on (`.model`), and the report (`.report`).
+
+    `adapt` cuts any later budget from it without more training. With `output` both are written.
+    """
+    path = Path(output) if output is not None else None
+    chosen = Options(budgets=(), output=path, data=data, min_keep=min_keep, **options)
+    name = str(model) if isinstance(model, str | Path) else "model"
+    return run_train_elastic(model, chosen, name=name, progress=Progress(quiet=quiet))
 
 
 def prune(

@@ -5,8 +5,8 @@
    refit front to back repairs, counts too much. (ResNet20 at half the MACs: the network that scored worst of 18 in the
    search, -2.0 against -0.65, was the best of them after that refit, -0.20 against -0.25.)
 2. So the winner meets some networks of the same cost from the error curves: errors as shares and as amounts, raised to
-   powers, over all groups and over those that one layer alone reads. Each is refitted front to back, its logits are
-   rescaled, and it is judged on the selection set.
+   powers, over all groups and over those that one layer alone reads; where branches may go whole, also networks that
+   keep all of them. Each is refitted front to back, its logits are rescaled, and it is judged on the selection set.
 3. The best one that is within the budget by measurement is taken; the winner is within it already.
 """
 
@@ -16,16 +16,16 @@ from itertools import islice
 
 import numpy as np
 import onnx
-from onnx_netadapt.evaluate import Evaluator, Runner
+from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.inputs import Feeds
 from onnx_netadapt.metrics import is_classifier
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.gram import Statistics
-from onnx_netadapt.passes.recover import Weights, apply_weights
-from onnx_netadapt.passes.rescale import rescale_logits
+from onnx_netadapt.passes.recover import apply_weights
+from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.rows import Batches
 from onnx_netadapt.passes.search import Choice, SearchResult, Step
-from onnx_netadapt.passes.search.common import full_widths, over
+from onnx_netadapt.passes.search.common import full_widths, over, without_depth
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.run import Run, one_blas_thread
@@ -42,7 +42,7 @@ MACS = 8e10
 """Multiply-accumulates of the examples that one finalist may take."""
 
 MOST = 8
-"""Finalists beside the winner."""
+"""Finalists beside the winner; twice as many where branches may go whole."""
 
 
 def settle(
@@ -64,42 +64,44 @@ def settle(
     def batches() -> Iterator[Feeds]:
         return islice(run.batches(), max(1, int(examples / size)))
 
-    classifies = is_classifier(Runner(run.graph.model)(run.feeds))
+    rescaler = Rescaler(narrowing.coupling, batches) if is_classifier(run.outputs) else None
     scored: list[tuple[float, Mapping[str, int]]] = []
     networks = [dict(result.widths), *rivals]
     with run.progress.phase("refitting finalists") as report, run.timed("finalists"), one_blas_thread():
         for widths in networks:
-            model, _ = refitted(narrowing, statistics, widths, batches, rescale=classifies)
+            model = refitted(narrowing, statistics, widths, batches, rescaler)
             scored.append((evaluator.score(model), widths))
             report(len(scored), len(networks), f"best {max(score for score, _ in scored):.4f}")
         return _best_within(searcher, result, scored)
 
 
 def refitted(
-    narrowing: Narrowing, statistics: Statistics, widths: Mapping[str, int], batches: Batches, *, rescale: bool
-) -> tuple[onnx.ModelProto, Weights]:
-    """The network at these widths refitted front to back, with its logits rescaled where asked, and the weights."""
+    narrowing: Narrowing, statistics: Statistics, widths: Mapping[str, int], batches: Batches, rescaler: Rescaler | None
+) -> onnx.ModelProto:
+    """The network at these widths refitted front to back, with its logits rescaled where there is a rescaler."""
     coupling, kept = narrowing.coupling, narrowing.kept(widths)
     sliced = narrowing.build(widths)
-    weights = refit_sequential(coupling, kept, sliced, batches, statistics)
-    model = apply_weights(sliced, weights)
-    last = rescale_logits(coupling, model, batches) if rescale else {}
-    return apply_weights(model, last), weights | last
+    model = apply_weights(sliced, refit_sequential(coupling, kept, sliced, batches, statistics))
+    return model if rescaler is None else rescaler.applied(model)
 
 
 def _rivals(
     narrowing: Narrowing, statistics: Statistics, searcher: Searcher, result: SearchResult
 ) -> Iterator[dict[str, int]]:
     """Other networks of the result's cost (rule 2), by estimates corrected at the result."""
-    present = searcher.cost(result.widths)
+    present, narrow = searcher.cost(result.widths), without_depth(searcher.choices)
     aims = lowered(searcher.limits, AIM)
     limits = {name: limit * present[name] / result.measured[name] for name, limit in aims.items()}
     full, seen = full_widths(searcher.choices), [dict(result.widths)]
-    for choices in _scopes(searcher.choices, statistics):
+    kinds = [searcher.choices]
+    if narrow != searcher.choices:
+        kinds.append(narrow)
+    most = MOST * len(kinds)
+    for choices in (scope for kind in kinds for scope in _scopes(kind, statistics)):
         for curves in (narrowing.curves, narrowing.amounts):
             for found in pool_of(choices, curves, searcher.cost, POWERS)(limits) if curves is not None else ():
                 widths = full | found
-                if widths not in seen and len(seen) <= MOST:
+                if widths not in seen and len(seen) <= most:
                     seen.append(widths)
                     yield widths
 

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx
-from onnx_netadapt.distill import Distillation, distill
-from onnx_netadapt.evaluate import Evaluator, Runner
-from onnx_netadapt.ir.errors import PruneError
+from onnx_netadapt.distill import Distillation, distill, wanted
+from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.metrics import is_classifier, metric_of, report_metric
 from onnx_netadapt.network import Narrowing
+from onnx_netadapt.passes.branches import joined
 from onnx_netadapt.passes.equivalence import check
 from onnx_netadapt.passes.finetune_task import features_of
 from onnx_netadapt.passes.gram import Statistics
@@ -26,17 +26,16 @@ RESCALE_EXAMPLES = 1000
 
 
 def finish(
-    run: Run, narrowing: Narrowing, statistics: Statistics, result: SearchResult, evaluator: Evaluator
+    run: Run, narrowing: Narrowing, statistics: Statistics | None, result: SearchResult, evaluator: Evaluator
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The best of refitted and fine-tuned weights for the winning widths, judged on the selection set, and facts."""
+    """The best of refitted and fine-tuned weights for the winning widths, judged on the selection set, and facts.
+
+    Without statistics the weights serve every width as they are (`elastic`).
+    """
     with run.timed("pruning"):
         pruned = narrowing.pruned(result.widths)
     equivalence = check(run.graph.model, pruned.model, pruned.plan, [run.feeds])
-    if not equivalence.passed:
-        raise PruneError(
-            f"the pruned model differs from the zeroed original by {equivalence.worst:.2g} of the output's range "
-            f"(allowed {equivalence.tolerance:.2g}); nothing was written: this is a defect, please report the model"
-        )
+    equivalence.require()
     indices = run.selection if len(run.selection) else evaluator.indices
     evaluator = Evaluator(run.graph, run.data, indices, evaluator.metric)
     with run.progress.phase("refitting weights") as report, run.timed("recovery"), one_blas_thread():
@@ -45,12 +44,15 @@ def finish(
     best = max(scores, key=lambda name: scores[name])
     model = recovered.candidates[best]
     tuned: Mapping[str, Any] = {"said": "none", "reason": "nothing was removed"}
-    if pruned.plan["groups"]:
+    if statistics is None and not wanted(run.options):
+        tuned = {"said": "none", "reason": "the weights were trained to serve every width (train-elastic)"}
+    elif pruned.plan["groups"] or "branches" in pruned.plan:
         with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
             features = features_of(narrowing.coupling, narrowing.kept(result.widths))
             task = Distillation(recovered.start, recovered.finish, features, model, scores[best])
             model, tuned = distill(run, task, evaluator, report)
-    return model, {
+    gone = narrowing.coupling.gone(narrowing.kept(result.widths))
+    return joined(model, run.graph, gone) if gone else model, {
         "plan": pruned.plan,
         "recovery": {"chosen": best, "scores": scores, "metric": evaluator.metric.name, "n": len(indices)},
         "finetune": tuned,
@@ -74,7 +76,7 @@ class _Recovered:
 def _refitted(
     run: Run,
     narrowing: Narrowing,
-    statistics: Statistics,
+    statistics: Statistics | None,
     result: SearchResult,
     sliced: onnx.ModelProto,
     report: Report,
@@ -82,40 +84,37 @@ def _refitted(
     """The sliced model, and the same with weights refitted in closed form, one way and the other."""
     coupling, kept = narrowing.coupling, narrowing.kept(result.widths)
     candidates = {"sliced": sliced}
-    if not kept:
+    if not kept or statistics is None:
         return _Recovered(candidates, sliced, lambda model: model)
     candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
     weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
     start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
-    if not _classifies(run):
+    if not is_classifier(run.outputs):
         return _Recovered(candidates, start, lambda model: model)
     rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES)
-
-    def finished(model: onnx.ModelProto) -> onnx.ModelProto:
-        last = rescaler(model)
-        return apply_weights(model, last) if last else model
-
-    candidates["front to back, logits rescaled"] = finished(start)
-    return _Recovered(candidates, start, finished)
+    candidates["front to back, logits rescaled"] = rescaler.applied(start)
+    return _Recovered(candidates, start, rescaler.applied)
 
 
-def _classifies(run: Run) -> bool:
-    """Whether the model's output is one row of class scores, so that its scale can be set right."""
-    return is_classifier(Runner(run.graph.model)(run.feeds))
-
-
-def report_scores(run: Run, model: onnx.ModelProto) -> tuple[Score | None, Score | None]:
-    """The original's and the model's score on the report set, which chose nothing."""
+def report_evaluator(run: Run) -> Evaluator | None:
+    """Judges on the report set, which chose nothing; None, and a warning, when there is none."""
     if not len(run.report) or run.report_data.synthetic:
         run.warnings.append("no score is reported: there is no data that played no part in the choice")
-        return None, None
+        return None
     metric = (
         metric_of(run.options.metric)
         if run.options.metric
-        else report_metric(Runner(run.graph.model)(run.feeds), run.report_data.labels is not None)
+        else report_metric(run.outputs, run.report_data.labels is not None)
     )
-    evaluator = Evaluator(run.graph, run.report_data, run.report, metric)
-    n, labelled = len(run.report), metric.labelled
+    return Evaluator(run.graph, run.report_data, run.report, metric)
+
+
+def report_scores(run: Run, model: onnx.ModelProto) -> tuple[Score | None, Score | None]:
+    """The original's and the model's score on the report set."""
+    evaluator = report_evaluator(run)
+    if evaluator is None:
+        return None, None
+    metric, n, labelled = evaluator.metric, len(run.report), evaluator.metric.labelled
     return (
         Score(metric.name, evaluator.score(run.graph.model), n, labelled),
         Score(metric.name, evaluator.score(model), n, labelled),

@@ -68,8 +68,7 @@ def _line(entry: _Entry) -> str:
     return json.dumps(told | ({"goal": entry.goal} if entry.goal or entry.step is None else {}), sort_keys=True)
 
 
-def _entry(line: Mapping[str, Any]) -> _Entry:
-    told = dict(line)
+def _entry(told: dict[str, Any]) -> _Entry:
     goal = int(told.pop("goal", 0))
     if told.pop("finished", False):
         return _Entry(goal, None)
@@ -80,7 +79,7 @@ def _read(path: Path, header: Mapping[str, Any]) -> list[_Entry]:
     if not path.is_file():
         raise InputError(f"--resume: there is no journal {path}; start without --resume")
     try:
-        first, *lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+        first, *lines = [dict(json.loads(line)) for line in path.read_text().splitlines() if line]
         entries = [_entry(line) for line in lines]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"--resume: journal {path} cannot be read ({error}); start without --resume") from error

@@ -1,7 +1,7 @@
 """A model as something that can be narrowed: its groups, which units go first, and what a choice of widths gives."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -13,11 +13,13 @@ from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph, Shape
 from onnx_netadapt.ir.relations import Axis
 from onnx_netadapt.passes.barriers import weight_axes
-from onnx_netadapt.passes.coupling import Coupling, Group, constant_tensors
+from onnx_netadapt.passes.coupling import Branch, Coupling, Group, constant_tensors
 from onnx_netadapt.passes.prune import Pruned, prune
 from onnx_netadapt.passes.search import Choice
+from onnx_netadapt.passes.search.common import without_depth
 from onnx_netadapt.passes.sizes import Order, Sizes, kept_units
 from onnx_netadapt.profiler import Granularity, Network
+from onnx_netadapt.profiler.trace import node_id
 
 
 def by_weight(coupling: Coupling) -> "Narrowing":
@@ -35,13 +37,15 @@ LEVELS = 24
 class Narrowing:
     """A coupled graph with a nested order of the units of every group.
 
-    `curves` and `amounts` are the errors of every width by group, as `UnitOrder.error` and `UnitOrder.amount`.
+    `curves` and `amounts` are the errors of every width by group, as `UnitOrder.error` and `UnitOrder.amount`; `least`
+    are widths that no choice goes below (1 where it has none).
     """
 
     coupling: Coupling
     order: Order
     curves: Mapping[str, NDArray[np.float64]] | None = None
     amounts: Mapping[str, NDArray[np.float64]] | None = None
+    least: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -81,12 +85,15 @@ class Narrowing:
         exclude: Sequence[str] = (),
         only: Sequence[str] = (),
     ) -> list[Choice]:
-        """The groups that may be narrowed, with the widths worth proposing."""
+        """The groups that may be narrowed, with the widths worth proposing; 0 where a branch may go whole."""
         chosen = selected_groups(self.coupling, exclude, only)
+        depth = {branch.id for branch in self.coupling.branches}
         found = []
         for group in chosen:
-            least = max(1, int(np.ceil(group.units * min_keep)))
+            least = max(self.least.get(group.id, 1), int(np.ceil(group.units * min_keep)))
             widths = self._widths(group, granularity, least)
+            if group.id in depth:
+                widths = (0, *widths)
             if len(widths) > 1:
                 found.append(Choice(group.id, widths))
         return found
@@ -105,9 +112,15 @@ class Narrowing:
             base=self.full,
             build=self.build,
             shapes=self.shapes,
-            edges={choice.id: choice.widths for choice in choices},
+            edges={choice.id: choice.widths for choice in without_depth(choices)},
             feeds_for=lambda model: feeds,
+            removable={branch.id: self._names(branch) for branch in self.coupling.branches},
         )
+
+    def _names(self, branch: Branch) -> frozenset[str]:
+        """The nodes that are not there without a branch, as the profiler names them."""
+        idle = {branch.total, *(branch.again[1:] if branch.again is not None else ())}
+        return frozenset(node_id(self.graph.model.graph.node[index]) for index in branch.nodes | idle)
 
 
 def channels_per_unit(coupling: Coupling, group: Group) -> int:
@@ -169,6 +182,9 @@ def node_names(coupling: Coupling) -> dict[str, Ends]:
             axes = axes & contracted if end else axes
             for name in {name for axis in axes for name in owners.get(axis, ())}:
                 found[name][end].append(node.label)
+    for branch in coupling.branches:
+        if not coupling.by_id[branch.id].axes:
+            found[branch.id][0].extend(graph.nodes[index].label for index in sorted(branch.nodes))
     return found
 
 

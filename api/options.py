@@ -16,7 +16,8 @@ SCORINGS = ("refit", "masked")
 class Options:
     """Options of the main job; CONTRACTS section 1 says what each means.
 
-    `loss`, `train` and `callback` are parts of fine-tuning of the user's own (docs/hooks.md).
+    `loss`, `train` and `callback` are parts of fine-tuning of the user's own (docs/hooks.md). `elastic` tells whether
+    to cut from the weights of train-elastic as they are; None: when the model has them.
     """
 
     budgets: tuple[str, ...]
@@ -43,6 +44,8 @@ class Options:
     best_effort: bool = False
     published: bool = False
     renormalize: bool = False
+    allow_depth: bool = False
+    elastic: bool | None = None
     scoring: str = "refit"
     predictor: Path | None = None
     meter: str | None = None
@@ -55,6 +58,8 @@ class Options:
             raise InputError(f"--step {self.step}: must be a share of the starting cost between 0 and 1")
         if self.scoring not in SCORINGS:
             raise InputError(f"--scoring {self.scoring}: choose one of {', '.join(SCORINGS)}")
+        if self.allow_depth and self.scoring == "masked":
+            raise InputError("--allow-depth: a mask switches channels off, not branches; use --scoring refit")
         if self.predictor is not None and self.search != "chamnet":
             raise InputError(f"--predictor {self.predictor}: --search {self.search} has none; use --search chamnet")
         if not 0 < self.decay <= 1:

@@ -10,7 +10,7 @@ import onnx
 from onnx_netadapt.budgets import Budget, parse_budgets
 from onnx_netadapt.data import load_data
 from onnx_netadapt.energy import meter_of
-from onnx_netadapt.evaluate import fixed_feeds
+from onnx_netadapt.evaluate import Runner, fixed_feeds
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Data, Feeds, Indices
 from onnx_netadapt.ir.errors import InputError
@@ -18,7 +18,7 @@ from onnx_netadapt.ir.external import byte_size
 from onnx_netadapt.ir.graph import Graph
 from onnx_netadapt.ir.load import Source, load
 from onnx_netadapt.ir.write import PROTOBUF_LIMIT
-from onnx_netadapt.metrics import metric_of
+from onnx_netadapt.metrics import Outputs, metric_of
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.finetune import FinetuneSettings
 from onnx_netadapt.passes.search import load_search
@@ -30,7 +30,7 @@ from onnx_netadapt.splits import MOST_REPORT, split
 
 @dataclass(slots=True)
 class Run:
-    """What a run has worked out so far."""
+    """What a run has worked out so far; `outputs` are the original's for `feeds`."""
 
     options: Options
     progress: Progress
@@ -38,6 +38,7 @@ class Run:
     target: Target
     budgets: Mapping[str, Budget]
     feeds: Feeds
+    outputs: Outputs
     data: Data
     start: Latency
     calibration: Indices
@@ -70,9 +71,14 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def prepare(source: Source, options: Options, progress: Progress) -> Run:
-    """Everything that can be wrong with the input is found here, before any long work."""
-    budgets = parse_budgets(options.budgets)
+def prepare(
+    source: Source, options: Options, progress: Progress, *, budgets: Mapping[str, Budget] | None = None
+) -> Run:
+    """Everything that can be wrong with the input is found here, before any long work.
+
+    `budgets` stand in for those of the options, for a job that has none.
+    """
+    budgets = parse_budgets(options.budgets) if budgets is None else budgets
     target = Target.parse(options.target)
     meter = meter_of(target, options.meter) if "energy" in budgets else None
     load_search(options.search)
@@ -103,7 +109,7 @@ def prepare(source: Source, options: Options, progress: Progress) -> Run:
     for warning in warnings:
         progress.say(f"  warning: {warning}")
     return Run(
-        options, progress, graph, target, budgets, feeds, data, start,
+        options, progress, graph, target, budgets, feeds, Runner(graph.model)(feeds), data, start,
         splits.calibration, splits.selection, report, report_data, warnings, meter=meter,
     )  # fmt: skip
 

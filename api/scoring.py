@@ -17,6 +17,7 @@ from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.masks import MaskedModel, NotMasked, masked
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
+from onnx_netadapt.passes.search.common import key_of
 
 MODELS_BYTES = 256_000_000
 """Refitted models are kept up to this size together: a proposal that does well is scored again on more examples."""
@@ -33,9 +34,12 @@ Key = tuple[tuple[str, int], ...]
 
 
 class Candidates:
-    """The refitted models of a narrowed network, by widths; the latest ones are kept."""
+    """The refitted models of a narrowed network, by widths; the latest ones are kept.
 
-    def __init__(self, narrowing: Narrowing, statistics: Statistics) -> None:
+    Without statistics nothing is refitted: the weights serve every width as they are (`elastic`).
+    """
+
+    def __init__(self, narrowing: Narrowing, statistics: Statistics | None) -> None:
         self.narrowing, self.statistics = narrowing, statistics
         room = MODELS_BYTES // max(narrowing.graph.model.ByteSize(), 1)
         self._at = lru_cache(maxsize=max(1, min(MOST_MODELS, room)))(self._made)
@@ -48,6 +52,8 @@ class Candidates:
     def _made(self, key: Key) -> onnx.ModelProto:
         widths = dict(key)
         pruned = self.narrowing.pruned(widths).model
+        if self.statistics is None:
+            return pruned
         weights = refit_symmetric(self.narrowing.coupling, self.statistics, self.narrowing.kept(widths))
         return apply_weights(pruned, weights)
 
@@ -85,12 +91,19 @@ class Scorer:
 class MaskedScorer:
     """The score of widths without a refit; many networks share a batch and one session."""
 
-    def __init__(self, narrowing: Narrowing, evaluator: Evaluator) -> None:
+    def __init__(
+        self,
+        narrowing: Narrowing,
+        evaluator: Evaluator,
+        asked_by: str = "--scoring masked",
+        instead: str = "use --scoring refit",
+    ) -> None:
         found = masked(narrowing.coupling)
         if isinstance(found, NotMasked):
-            raise InputError(f"--scoring masked: {found.reason}; use --scoring refit")
+            raise InputError(f"{asked_by}: {found.reason}; {instead}")
         self.narrowing, self.evaluator = narrowing, evaluator
-        self._masked: MaskedModel = found
+        self.masked: MaskedModel = found
+        self._told = asked_by, instead
         self._run = Runner(found.model)
         self._known: dict[Key, float] = {}
         self._check()
@@ -103,8 +116,8 @@ class MaskedScorer:
         found = self.many(probes)
         if not np.allclose(wanted, found, rtol=1e-3, atol=1e-3):
             raise InputError(
-                f"--scoring masked: masked networks score {found} and the same networks cut out {wanted}; "
-                "the examples of a batch are not independent in this model; use --scoring refit"
+                f"{self._told[0]}: masked networks score {found} and the same networks cut out {wanted}; "
+                f"the examples of a batch are not independent in this model; {self._told[1]}"
             )
 
     def __call__(self, widths: Mapping[str, int]) -> float:
@@ -116,7 +129,7 @@ class MaskedScorer:
         keys = [key_of(widths) for widths in networks]
         new = [key for key in dict.fromkeys(keys) if key not in self._known]
         if new:
-            masks = self._masked.feeds([self.narrowing.kept(dict(key)) for key in new])
+            masks = self.masked.feeds([self.narrowing.kept(dict(key)) for key in new])
             self._known.update(zip(new, self.evaluator.score_rows(self._run, masks), strict=True))
         return [self._known[key] for key in keys]
 
@@ -131,8 +144,3 @@ class MaskedScorer:
 
 
 AnyScorer = Scorer | MaskedScorer
-
-
-def key_of(widths: Mapping[str, int]) -> Key:
-    """Widths in a form that can be looked up."""
-    return tuple(sorted(widths.items()))

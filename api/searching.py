@@ -13,7 +13,7 @@ from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search import Choice, Step, load_search
 from onnx_netadapt.passes.search.chamnet import SampleStore
-from onnx_netadapt.passes.search.common import Journal, ListJournal, SearchResult, over
+from onnx_netadapt.passes.search.common import Journal, ListJournal, SearchResult, least_widths, over
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.scoring import AnyScorer
@@ -56,7 +56,7 @@ class Searcher:
             except BudgetError:
                 if not self.run.options.best_effort:
                     raise
-                widths = {choice.id: choice.widths[0] for choice in self.choices}
+                widths = least_widths(self.choices)
                 return SearchResult(widths, self.cost.measure(widths), tuple(told.past)), False
             return self.confirm(self._with_free_channels(result), SURE)
 

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 from onnx_netadapt.budgets import Budget, each_budget, parse_budgets, show_amount
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.ir.load import Source
+from onnx_netadapt.ir.load import Source, files_of
 from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.search.common import over, require_reachable
@@ -102,13 +102,14 @@ def sweep(
     began = time.perf_counter()
     sets = each_budget(options.budgets)
     parse_all = [parse_budgets(texts) for texts in sets]
-    for texts in sets:
-        if options.output is not None:
-            check_output(output_of(options.output, texts, sets))
+    if options.output is not None:
+        files = files_of(source)
+        for texts in sets:
+            check_output(output_of(options.output, texts, sets), inputs=files)
     bench = set_up(source, replace(options, budgets=sets[0]), name, progress or Progress(quiet=True), command)
     order = _loosest_first(bench, parse_all)
     journal = open_journal(bench, options)
-    goal = _limits(bench, parse_all[order[-1]])
+    goal = bench.limits(parse_all[order[-1]])
     if over(bench.cost.measure(bench.narrowing.full), goal) and not options.best_effort:
         require_reachable(bench.choices, bench.cost, goal)
     models, reports = [], []
@@ -165,14 +166,9 @@ def _one(
     return found.model, found.report.as_json()
 
 
-def _limits(bench: Bench, budgets: Mapping[str, Budget]) -> dict[str, float]:
-    start = bench.cost.measure(bench.narrowing.full)
-    return {name: budget.limit(start[name]) for name, budget in budgets.items()}
-
-
 def _loosest_first(bench: Bench, sets: Sequence[Mapping[str, Budget]]) -> list[int]:
     """The places of the sets in the order in which one pass reaches them; InputError when a list changes nothing."""
-    limits = [_limits(bench, budgets) for budgets in sets]
+    limits = [bench.limits(budgets) for budgets in sets]
     keys = [tuple(found[name] for name in sorted(found)) for found in limits]
     if len(set(keys)) < len(keys):
         raise InputError("two budgets of the list are the same limit; leave one of them out")

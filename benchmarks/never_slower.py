@@ -65,12 +65,12 @@ def compare(original: str, written: str) -> float:
     return measure_against(*runs, target, min_runs=50, min_seconds=2.0).ratio
 
 
-def run(path: Path, budget: str, start_ms: float) -> str:
-    """The row of one run."""
+def run(path: Path, budget: str, start_ms: float, table: Path) -> str:
+    """The row of one run; runs of one model share the latency table."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.onnx")
         command = [sys.executable, "-m", "onnx_netadapt.cli", str(path), "--budget", budget, "-o", str(out), *FAST]
-        command += ["--data", str(few_examples(path, Path(folder)))]
+        command += ["--data", str(few_examples(path, Path(folder))), "--lut", str(table)]
         began = time.monotonic()
         try:
             found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
@@ -167,12 +167,14 @@ def main() -> None:
             why = found if isinstance(found, str) else f"{found['latency_ms']['median']:.3f} ms"
             print(f"{path.stem} is left out: {why}", file=sys.stderr, flush=True)
             continue
-        for budget in budgets:
-            rows[path.stem, budget] = run(path, budget, found["latency_ms"]["median"])
-            print(rows[path.stem, budget], flush=True)
-            draft = arguments.out.with_suffix(".tmp")
-            draft.write_text(head + "\n".join(rows.values()) + f"\n\n{summary(rows)}.\n")
-            draft.replace(arguments.out)
+        with tempfile.TemporaryDirectory() as folder:
+            for budget in budgets:
+                table = Path(folder, "table.lut")
+                rows[path.stem, budget] = run(path, budget, found["latency_ms"]["median"], table)
+                print(rows[path.stem, budget], flush=True)
+                draft = arguments.out.with_suffix(".tmp")
+                draft.write_text(head + "\n".join(rows.values()) + f"\n\n{summary(rows)}.\n")
+                draft.replace(arguments.out)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def recipe(
     state = _Recipe(bench.run.graph.model, dict(plain.narrowing.full), tuned, judge)
     run = replace(bench.run, options=replace(bench.run.options, published=True, search="netadapt"))
     searcher = searcher_of(
-        run, plain.narrowing, bench.cost, bench.choices, bench.scorer, bench.limits(run), bench.samples
+        run, plain.narrowing, bench.cost, bench.choices, bench.scorer, bench.limits(run.budgets), bench.samples
     )
     searcher = replace(searcher, score=state, keywords={**searcher.keywords, "pool": None, "widen": False})
     result, met = searcher.run_to_budget(state)

@@ -62,6 +62,13 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
     yield from external_data_helper._get_all_tensors(model)
 
 
+def data_files(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """The files that hold the external data of a model file, whether they are there or not."""
+    records = [tensor.external_data for tensor in all_tensors(model) if is_external(tensor)]
+    locations = {entry.value for record in records for entry in record if entry.key == "location"}
+    return [path.parent / location for location in sorted(locations)]
+
+
 def fetch(model: onnx.ModelProto, path: Path, *, keep_apart: bool = False) -> dict[str, Lazy]:
     """Loads the external data of a model file into the model; with `keep_apart` the large ones become placeholders.
 

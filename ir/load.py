@@ -10,10 +10,11 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from .errors import InputError
-from .external import Lazy, Weights, all_tensors, fetch, is_external
+from .external import Lazy, Weights, all_tensors, data_files, fetch, is_external
 from .graph import Constant, Graph, Node, Port, Shape, attributes, domain_of, node_view
 from .ops.source import constant_value, filled_tensor
 from .shapes import infer
+from .text import undecodable
 
 FILL_LIMIT = 2**30
 """Bytes of constants that may be written out where ConstantOfShape makes them: protobuf holds no more than 2 GB."""
@@ -73,9 +74,12 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     return _prepare(model)[0]
 
 
-def has_external_data(path: Path) -> bool:
-    """Whether a model file keeps weights in files beside it."""
-    return any(is_external(tensor) for tensor in all_tensors(_read_file(path)))
+def files_of(source: Source) -> tuple[Path, ...]:
+    """The files that a source consists of: the model's, then those beside it that hold its weights; none in memory."""
+    if isinstance(source, onnx.ModelProto | bytes):
+        return ()
+    path = Path(source)
+    return (path, *data_files(_read_file(path), path))
 
 
 def read_model(source: Source) -> onnx.ModelProto:
@@ -133,6 +137,9 @@ def _parse(content: bytes, name: str) -> onnx.ModelProto:
             f"{name} is not an ONNX model or is cut off ({len(content):,} bytes could not be parsed); "
             "export or download it again"
         ) from error
+    field = undecodable(model)
+    if field is not None:
+        raise InputError(f"{name} is not valid ONNX: its {field} is not UTF-8 text; export or download it again")
     return model
 
 

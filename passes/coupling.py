@@ -38,13 +38,35 @@ class Group:
     axes: tuple[Axis, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A residual branch y = x + f(x) that can go whole, which leaves y = x (see `branches`).
+
+    It goes when group `id` keeps no unit. `nodes` make `output`, f(x), and nothing else; node `total` adds it to
+    `shortcut`, x. Setting the constants' axes `zeros` to zero, throughout, makes f(x) zero; `axis` is its channel axis.
+    `inside` are the groups that lie wholly in it. `again`: the nodes (before x, behind y) of one activation, of which
+    the second has nothing left to do when y = x.
+    """
+
+    id: str
+    nodes: frozenset[int]
+    total: int
+    shortcut: str
+    output: str
+    axis: int
+    zeros: tuple[Axis, ...]
+    inside: frozenset[str]
+    again: tuple[int, int] | None = None
+
+
 @dataclass(frozen=True)
 class Coupling:
     """The groups of a graph, and for every axis which units its positions belong to.
 
     `layers[axis]` is an array (layers, positions) of unit numbers, -1 for none; a position goes when any of its units
     goes. `unit_group` and `unit_index` say which unit of which group a number is. `cut` are axes of constants that must
-    be zeroed because the consumers of their channels have no weights (see `cuts`).
+    be zeroed because the consumers of their channels have no weights (see `cuts`). `branches` are those that may go
+    whole: their groups may keep no unit at all.
     """
 
     graph: Graph
@@ -55,6 +77,7 @@ class Coupling:
     unit_index: Ids
     barriers: tuple[Barrier, ...]
     cut: frozenset[Axis] = frozenset()
+    branches: tuple[Branch, ...] = ()
 
     @cached_property
     def by_id(self) -> Mapping[str, Group]:
@@ -83,6 +106,10 @@ class Coupling:
             removed[start : start + self.by_id[name].units] = True
             removed[start + np.asarray(units, dtype=np.int64)] = False
         return removed
+
+    def gone(self, kept: Kept) -> tuple[Branch, ...]:
+        """The branches that go: those whose group keeps no unit."""
+        return tuple(branch for branch in self.branches if branch.id in kept and not len(kept[branch.id]))
 
     def positions(self, axis: Axis, removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The mask of kept positions of an axis."""

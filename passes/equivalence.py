@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ..ir.errors import InputError, TargetError
+from ..ir.errors import InputError, PruneError, TargetError
 from ..ir.external import Lazy, Weights
 from ..ir.graph import Graph
 from ..ir.ops.means import restricted
@@ -53,9 +53,17 @@ class Equivalence:
         """Whether every output is within the tolerance."""
         return self.worst <= self.tolerance
 
+    def require(self) -> None:
+        """Raises PruneError when the check failed: such a model must not be written."""
+        if not self.passed:
+            raise PruneError(
+                f"the pruned model differs from the zeroed original by {self.worst:.2g} of the output's range "
+                f"(allowed {self.tolerance:.2g}); nothing was written: this is a defect, please report the model"
+            )
+
 
 def zeroed(original: onnx.ModelProto, plan: Mapping[str, Any]) -> onnx.ModelProto:
-    """The original model with every consumer slice of the plan set to zero."""
+    """The original model with every consumer slice of the plan, and what makes the branches that went, set to zero."""
     return zeroed_apart(original, {}, plan)[0]
 
 
@@ -66,8 +74,8 @@ def zeroed_apart(
     model = onnx.ModelProto()
     model.CopyFrom(original)
     tensors, apart = _tensors(model), dict(weights)
-    for group in plan["groups"]:
-        for member in group["members"]:
+    for entry in (*plan["groups"], *plan.get("branches", ())):
+        for member in entry["members"]:
             if member["role"] != "consumer":
                 continue
             tensor = tensors.get(member["tensor"])

@@ -5,6 +5,7 @@
    has set right what training leaves to a closed form (the scale of the logits). The best student is returned, and the
    start is one of the candidates: fine-tuning never makes a model worse by that measure.
 3. A user's own loop (`Hooks.train`) gets the same parts as ours: a `Training`.
+4. The student may have inputs that the teacher has not, drawn anew for each batch: masks (`elastic`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,14 @@ CHECKS = 8
 
 LEAST_BETWEEN = 10
 """Steps between two checks at least: a check costs as much as some steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Inputs of the student that are drawn for each batch (rule 4): `of(count)` gives `count` rows of each name."""
+
+    names: frozenset[str]
+    of: Callable[[int], Batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,7 @@ def finetune(
     features: Sequence[Feature] = (),
     finish: Finish | None = None,
     hooks: Hooks | None = None,
+    draw: Draw | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FinetuneResult:
     """The student with the weights that `validate` likes best, trained to give the teacher's outputs on the batches.
@@ -103,14 +113,14 @@ def finetune(
     why_not = _why_not(graph, settings, hooks, labels)
     if why_not:
         return FinetuneResult(first, start.score, 0, (start,), why_not, {})
-    pool = Pool(batches, graph)
+    pool = Pool(batches, graph, draw.names if draw else ())
     try:
         task = task_of(graph, teacher, pool, settings, hooks, labels, features)
     except UnsupportedOp as error:
         return FinetuneResult(first, start.score, 0, (start,), str(error), {})
     with _Threads(settings.threads):
         judge = _Judge(graph, finish, validate, hooks, start, first)
-        training = Training(task, pool, settings, hooks, judge, clock)
+        training = Training(task, pool, settings, hooks, judge, draw, clock)
         reason = _own(training, hooks) if hooks.train is not None else _train(training, progress or _silent)
     return FinetuneResult(
         judge.best, judge.best_check.score, judge.best_check.step, tuple(judge.history), reason,
@@ -193,6 +203,7 @@ class Training:
         settings: FinetuneSettings,
         hooks: Hooks,
         judge: _Judge,
+        draw: Draw | None,
         clock: Callable[[], float],
     ) -> None:
         import torch
@@ -201,7 +212,7 @@ class Training:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.module = _placed(to_torch(with_outputs(task.graph, task.names)), self.device)
         self.images = 0
-        self._task, self._pool, self._hooks, self._judge = task, pool, hooks, judge
+        self._task, self._pool, self._hooks, self._judge, self._draw = task, pool, hooks, judge, draw
         self._clock, self._began = clock, clock()
         self._rng = np.random.default_rng(settings.seed)
         self.ended = ""
@@ -233,6 +244,7 @@ class Training:
             targets = [self._tensor(value) for value in self._task.targets(indices, feeds)]
             labels = None if self._task.labels is None else self._tensor(self._task.labels(indices).astype(np.int64))
             self.images += len(indices)
+            feeds |= self._draw.of(len(indices)) if self._draw else {}
             yield Example({name: self._tensor(value) for name, value in feeds.items()}, targets, labels)
 
     def loss(self, example: Example) -> Any:

@@ -46,11 +46,11 @@ class Feature:
 def features_of(coupling: Coupling, kept: Kept, most: int = MOST_FEATURES) -> tuple[Feature, ...]:
     """Feature maps spread over the depth of the pruned network, those that keep most of their channels (rule 3)."""
     graph, removed = coupling.graph, coupling.removed_units(kept)
-    fits, _ = plan_fits(coupling, removed, consumers_of(coupling).all)
+    fits, _ = plan_fits(coupling, kept, consumers_of(coupling).all)
     found = {
         fit.target: Feature(fit.target, fit.target_axis, coupling.positions((fit.target, fit.target_axis), removed))
         for fit in fits
-        if not fit.last and not fit.item.by_channel
+        if not (fit.last or fit.item.by_channel or fit.absorbs)
     }
     share = {name: float(feature.kept.mean()) for name, feature in found.items()}
     usual = float(np.median(list(share.values()))) if share else 0.0

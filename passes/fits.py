@@ -4,20 +4,23 @@
 2. A consumer whose output is added to a stream of the same shape makes good what the stream lost as well: its target is
    the original sum less the pruned stream ("residual-corrected", RECOVERY.md A). When both sides of a sum are fitted,
    the later one does that.
-3. Fits that do not depend on each other are of one level. The border of a level is what is settled before it and read
+3. Where a branch has gone, y = x + f(x) is the target of what writes x, if nobody else reads x (`branches.absorbed`).
+4. Fits that do not depend on each other are of one level. The border of a level is what is settled before it and read
    on the way to what comes after it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from ..ir.ops.maps import Floats, Window, added_stream
+from .branches import Absorbed, absorbed, nodes_of
 from .consumers import Consumer, Mask
-from .coupling import Coupling
+from .coupling import Branch, Coupling, Kept
 from .recover import Slots, slots_of
 from .regression import Sums
 
@@ -27,7 +30,8 @@ class Fit:
     """One consumer to be fitted to `target`, a tensor of the original, less `stream`, one of the pruned network.
 
     `fixed` is the bias (groups, outputs) that it cannot change, `last` tells that no fit comes behind it; `fitted` and
-    `held` are the sums over the rows for fitting and held out, there while its level is run.
+    `held` are the sums over the rows for fitting and held out, there while its level is run. `absorbs`: it is fitted to
+    what branches gave that have gone (rule 3).
     """
 
     number: int
@@ -38,6 +42,7 @@ class Fit:
     stream: str = ""
     level: int = 0
     last: bool = True
+    absorbs: bool = False
     fitted: Sums | None = None
     held: Sums | None = None
 
@@ -68,17 +73,36 @@ class Fit:
         return found
 
 
-@dataclass(slots=True)
+@dataclass
 class Network:
     """How fits depend on each other: for every tensor the fits before it, as bits by their number.
 
-    `fixed` are the tensors that depend on constants alone, `levels` the level of each fit.
+    `fixed` are the tensors that depend on constants alone, `levels` the level of each fit. `branches` are those that
+    have gone.
     """
 
     graph: Graph
     before: dict[str, int]
     fixed: frozenset[str]
     levels: list[int] = field(default_factory=list)
+    branches: tuple[Branch, ...] = ()
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes that are left."""
+        gone = nodes_of(self.branches)
+        return tuple(node for node in self.graph.nodes if node.index not in gone)
+
+    @cached_property
+    def totals(self) -> dict[int, str]:
+        """The shortcuts of the branches that have gone, by their sums."""
+        return {branch.total: branch.shortcut for branch in self.branches}
+
+    def reads(self, node: Node) -> list[str]:
+        """What a node that is left reads."""
+        if node.index in self.totals:
+            return [self.totals[node.index]]
+        return [name for name in (*node.inputs, *node.captures) if name]
 
     def bits(self, fit: Fit) -> int:
         """The fits that must be settled before a fit."""
@@ -96,26 +120,30 @@ class Network:
         """Tensors settled before `level` that are read on the way from there to the tensors `later`."""
         wanted = set(later)
         found = {name: None for name in later if self.level(name) < level}
-        for node in reversed(self.graph.nodes):
+        for node in reversed(self.nodes):
             settled = max((self.level(name) for name in node.outputs if name), default=0) < level
             if settled or not wanted.intersection(node.outputs):
                 continue
-            reads = [name for name in (*node.inputs, *node.captures) if name and name not in self.fixed]
+            reads = [name for name in self.reads(node) if name not in self.fixed]
             wanted.update(reads)
             found.update({name: None for name in reads if self.level(name) < level})
         return list(found)
 
 
-def plan_fits(coupling: Coupling, removed: Mask, consumers: tuple[Consumer, ...]) -> tuple[list[Fit], Network]:
-    """The fits in the order of the graph, and how they depend on each other, when the units of a mask are removed."""
-    graph = coupling.graph
+def plan_fits(coupling: Coupling, kept: Kept, consumers: tuple[Consumer, ...]) -> tuple[list[Fit], Network]:
+    """The fits in the order of the graph, and how they depend on each other, when only the `kept` units are left."""
+    graph, removed = coupling.graph, coupling.removed_units(kept)
     origins = {c.node for c in coupling.relations.contracts if not coupling.positions(c.axis, removed).all()}
     by_node = {item.node.index: item for item in consumers}
-    network = Network(graph, {}, _from_constants(graph))
+    network = Network(graph, {}, _from_constants(graph), branches=coupling.gone(kept))
+    absorbing = absorbed(graph, consumers, network.branches)
+    origins |= absorbing.keys()
     changed: set[str] = set()
     fits: list[Fit] = []
-    for node in graph.nodes:
-        reads = [name for name in (*node.inputs, *node.captures) if name]
+    for node in network.nodes:
+        reads = network.reads(node)
+        if node.index in network.totals:
+            changed.update(node.outputs)
         bits = 0
         for name in reads:
             bits |= network.before.get(name, 0)
@@ -128,7 +156,7 @@ def plan_fits(coupling: Coupling, removed: Mask, consumers: tuple[Consumer, ...]
                 bits |= 1 << fit.number
         network.before.update(dict.fromkeys(node.outputs, bits))
     for fit in fits:
-        _correct(graph, network, changed, fit)
+        _correct(graph, network, changed, fit, absorbing.get(fit.item.node.index))
         bits = network.bits(fit)
         fit.level = network.level_of(bits) + 1
         network.levels.append(fit.level)
@@ -170,8 +198,11 @@ def _from_constants(graph: Graph) -> frozenset[str]:
     return frozenset(found)
 
 
-def _correct(graph: Graph, network: Network, changed: set[str], fit: Fit) -> None:
-    """Rule 2."""
+def _correct(graph: Graph, network: Network, changed: set[str], fit: Fit, goal: Absorbed | None) -> None:
+    """Rules 2 and 3."""
+    if goal is not None and not network.before.get(goal.stream, 0) >> fit.number:
+        fit.target, fit.stream, fit.absorbs = goal.target, goal.stream, True
+        return
     users = graph.users.get(fit.item.output, ())
     if fit.item.by_channel or len(users) != 1 or fit.item.output in {port.name for port in graph.outputs}:
         return

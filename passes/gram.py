@@ -17,6 +17,7 @@ import numpy as np
 
 from ..ir.graph import Graph
 from ..ir.ops.maps import Floats
+from .branch_moments import BranchMoments, branch_moments
 from .consumers import Consumer, Consumers, Key, consumers_of, summed_branch
 from .coupling import Coupling
 from .rows import MEMORY_BYTES, Batches, Progress, Runner, columns_of, pieces, positions, sample
@@ -62,7 +63,8 @@ class Moments:
 class Statistics:
     """The moments of every column set that a consumer of a group reads, the number of examples seen, and remarks.
 
-    `parts` are the variances of branches over those of the sums that they go into (rule 2), by the consumer's node.
+    `parts` are the variances of branches over those of the sums that they go into (rule 2), by the consumer's node;
+    `branches` the moments of those that may go whole, by their ids.
     `cache` keeps the latest refits, so that a search that changes one group solves for that group alone.
     """
 
@@ -71,6 +73,7 @@ class Statistics:
     examples: int
     notes: tuple[str, ...]
     parts: Mapping[int, float] = field(default_factory=dict)
+    branches: Mapping[str, BranchMoments] = field(default_factory=dict)
     cache: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
 
 
@@ -99,7 +102,8 @@ def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None =
                 progress(examples, 0, "reading activations")
     notes = [note for key in wanted if (note := _poor(wanted[key], moments[key]))]
     parts = _parts_of_sums(graph, consumers, batches)
-    return Statistics(consumers, moments, examples, (*consumers.notes, *notes), parts)
+    branches = branch_moments(coupling, consumers.all, batches, seed)
+    return Statistics(consumers, moments, examples, (*consumers.notes, *notes), parts, branches)
 
 
 def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict[int, float]:

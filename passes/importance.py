@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..ir.ops.maps import Floats
 from .atoms import Ids
+from .branch_moments import BranchMoments
 from .consumers import Consumer, unit_layers
 from .coupling import Coupling, Group
 from .gram import Moments, Statistics, usable
@@ -45,7 +46,8 @@ SLAB = 1 << 22
 class UnitOrder:
     """The units of a group, kept first to removed first; `error[width]` is the share of the output that a width loses.
 
-    `error` has units + 1 numbers, does not rise with the width, and is 0 at full width; `amount` is the same as a
+    `error` has units + 1 numbers, does not rise with the width (but for width 0, where a branch goes whole), and is 0
+    at full width; `amount` is the same as a
     variance in the outputs' own units. `measured` tells that they come from activations; without them both are the
     share of the squared weights.
     """
@@ -71,7 +73,16 @@ def order(coupling: Coupling, statistics: Statistics, *, ridge: float | None = N
         items = [item for item in statistics.consumers.by_group[group.id] if usable(statistics, item)]
         parts = [part for item in items for part in _parts(coupling, statistics, group, item, ridge)]
         found[group.id] = _eliminate(group.units, parts) if parts else plain[group.id]
+    for name, moments in statistics.branches.items():
+        found[name] = _with_depth(found[name], moments)
     return found
+
+
+def _with_depth(known: UnitOrder, moments: BranchMoments) -> UnitOrder:
+    """The order of a group whose width 0 stands for its branch: what nobody can take over is lost then."""
+    error, amount = known.error.copy(), known.amount.copy()
+    error[0], amount[0] = moments.left * moments.share, moments.left * moments.amount
+    return UnitOrder(known.order, error, amount, known.measured)
 
 
 def weight_order(coupling: Coupling) -> dict[str, UnitOrder]:

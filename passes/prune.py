@@ -3,7 +3,8 @@
 1. Every constant is sliced along every axis to the positions that are kept. A constant whose users keep different
    positions is sliced in place for the first and copied for the others.
 2. Attributes and size inputs follow by the operators' own rules (`OpRule.patch`).
-3. A size that the model computes while it runs follows by itself. Where it would not come out right, the constant that
+3. A branch whose group keeps no unit goes whole (`branches`), and what would be sliced in it with it.
+4. A size that the model computes while it runs follows by itself. Where it would not come out right, the constant that
    enters the computation is replaced; failing that, the whole vector.
 """
 
@@ -28,7 +29,8 @@ from ..ir.relations import Axis
 from ..ir.scope import Edit, View
 from ..ir.shapes import evaluate
 from ..ir.write import Array, Changes, apply, weights_after
-from .coupling import Coupling, Group, Kept, constant_tensors
+from .branches import freed_constants, nodes_of, take_out
+from .coupling import Branch, Coupling, Group, Kept, constant_tensors
 
 Plan = dict[str, Any]
 Mask = NDArray[np.bool_]
@@ -49,23 +51,37 @@ class Pruned:
 def prune(coupling: Coupling, kept: Kept) -> Pruned:
     """The model with only the `kept` units of each group (sorted unit numbers; groups not named stay whole).
 
-    Raises PruneError when a group would lose all its units, or a unit number does not exist.
+    Raises PruneError when a group that no branch goes with would lose all its units, or a unit number does not exist.
     """
     _check(coupling, kept)
-    masks = _Masks(coupling, kept)
+    masks = _Masks(coupling, _sliced_groups(coupling, kept))
     changes = Changes(shapes=masks.shapes)
     _slice_constants(coupling.graph, masks, changes)
     _patch_nodes(coupling, masks, changes)
-    weights = weights_after(coupling.graph, changes)
-    return Pruned(apply(coupling.graph, changes), plan_of(coupling, kept), weights)
+    model, weights = apply(coupling.graph, changes), weights_after(coupling.graph, changes)
+    gone = coupling.gone(kept)
+    if gone:
+        take_out(model, coupling.graph, gone)
+        freed = freed_constants(coupling.graph, nodes_of(gone))
+        weights = {name: weight for name, weight in weights.items() if name not in freed}
+    return Pruned(model, plan_of(coupling, kept), weights)
+
+
+def _sliced_groups(coupling: Coupling, kept: Kept) -> Kept:
+    """`kept` without the groups that go with a branch (rule 3)."""
+    inside = frozenset[str]().union(*(branch.inside for branch in coupling.gone(kept)))
+    return {name: units for name, units in kept.items() if name not in inside}
 
 
 def _check(coupling: Coupling, kept: Kept) -> None:
+    may_go = {branch.id for branch in coupling.branches}
     for name, units in kept.items():
         if name not in coupling.by_id:
             raise PruneError(f"there is no group '{name}'; `inspect` lists the groups")
         total = coupling.by_id[name].units
         array = np.asarray(units)
+        if len(array) == 0 and name in may_go:
+            continue
         if len(array) == 0 or len(np.unique(array)) != len(array) or array.min() < 0 or array.max() >= total:
             raise PruneError(
                 f"group {name} has units 0 to {total - 1}; the {len(array)} units to keep must be distinct, "
@@ -141,7 +157,7 @@ def _slice(array: Array, keep: list[Mask]) -> Array:
 
 
 def _patch_nodes(coupling: Coupling, masks: _Masks, changes: Changes) -> None:
-    """Rules 2 and 3."""
+    """Rules 2 and 4."""
     graph = coupling.graph
     shrinking, skipped = masks.tensors(), known_nodes(graph)
     wanted: list[tuple[Node, int, Array]] = []
@@ -170,7 +186,7 @@ def _analysis_names(graph: Graph, node: Node) -> Iterator[str]:
 
 
 def _settle_values(coupling: Coupling, masks: _Masks, wanted: list[tuple[Node, int, Array]], changes: Changes) -> None:
-    """Makes the inputs that hold sizes come out as wanted: constants first, then what is computed (rule 3)."""
+    """Makes the inputs that hold sizes come out as wanted: constants first, then what is computed (rule 4)."""
     graph, computed = coupling.graph, []
     for node, slot, value in wanted:
         name = node.inputs[slot] if slot < len(node.inputs) else ""
@@ -235,8 +251,8 @@ def _keep_open(coupling: Coupling, node: Node, slot: int, value: Array) -> Array
 
 
 def plan_of(coupling: Coupling, kept: Kept) -> Plan:
-    """The plan of a choice of units: for every group its kept units and the constant slices that went."""
-    graph = coupling.graph
+    """The plan of a choice of units: for every group its kept units and the constant slices that went, and branches."""
+    graph, sliced = coupling.graph, _sliced_groups(coupling, kept)
     uses: dict[str, list[tuple[str, Node, bool]]] = {}
     for name in graph.constants:
         entries = list(graph.constant_uses(name))
@@ -246,7 +262,7 @@ def plan_of(coupling: Coupling, kept: Kept) -> Plan:
     weights = {graph.nodes[item.node].index for item in coupling.relations.contracts}
     groups = []
     for group in coupling.groups:
-        units = kept.get(group.id)
+        units = sliced.get(group.id)
         if units is None or len(units) == group.units:
             continue
         removed = coupling.removed_units({group.id: units})
@@ -257,14 +273,45 @@ def plan_of(coupling: Coupling, kept: Kept) -> Plan:
             name, node, shared = uses[axis[0]][0]
             gone = np.flatnonzero(~coupling.positions(axis, removed))
             role = "consumer" if axis in consumers else "producer" if node.index in weights else "carrier"
-            member = {"tensor": name, "axis": axis[1], "role": role, "removed": gone.tolist()}
-            if role == "consumer" and (zero := _zero_point(graph, name, node)) is not None:
-                member["zero"] = {"tensor": zero[0], "axis": zero[1]}
-            members.append(member | ({"node": node.label} if shared else {}))
+            members.append(_member(graph, (name, axis[1]), node, role, gone, shared=shared))
         entry = {"id": group.id, "units": group.units, "kept": [int(unit) for unit in units], "members": members}
         means = list(_means(coupling, group, removed))
         groups.append(entry | ({"means": means} if means else {}))
-    return {"schema_version": 1, "groups": groups}
+    branches = [_branch(graph, branch) for branch in coupling.gone(kept)]
+    return {"schema_version": 1, "groups": groups, **({"branches": branches} if branches else {})}
+
+
+def _member(
+    graph: Graph, axis: Axis, node: Node, role: str, removed: NDArray[np.int64], *, shared: bool
+) -> dict[str, Any]:
+    """Positions of a constant's axis that are gone for a node, or for all that read it."""
+    member = {"tensor": axis[0], "axis": axis[1], "role": role, "removed": removed.tolist()}
+    if role == "consumer" and (zero := _zero_point(graph, axis[0], node)) is not None:
+        member["zero"] = {"tensor": zero[0], "axis": zero[1]}
+    return member | ({"node": node.label} if shared else {})
+
+
+def _branch(graph: Graph, branch: Branch) -> dict[str, Any]:
+    """A branch that went: what it was, and the constants that are zero, throughout, where it gives nothing."""
+    members = []
+    for index in sorted(branch.nodes):
+        node = graph.nodes[index]
+        for slot, name in enumerate(node.inputs):
+            axes = [axis for axis in branch.zeros if name in graph.constants and axis[0] == graph.use(node, slot)]
+            shared = len(graph.users.get(name, ())) > 1
+            for axis in axes:
+                everything = np.arange(graph.constants[name].shape[axis[1]])
+                members.append(_member(graph, (name, axis[1]), node, "consumer", everything, shared=shared))
+    labels = [graph.nodes[index].label for index in sorted(branch.nodes)]
+    total = graph.nodes[branch.total]
+    return {
+        "id": branch.id,
+        "sum": total.label,
+        "output": total.outputs[0],
+        "shortcut": branch.shortcut,
+        "nodes": labels,
+        "members": members,
+    }
 
 
 def _means(coupling: Coupling, group: Group, removed: Mask) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ network's Gram matrices: no example is run. `sequential` refits against the prun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,10 @@ from onnx import numpy_helper
 from ..ir.errors import PruneError
 from ..ir.graph import Shape
 from ..ir.ops.maps import Floats
+from .branch_moments import Takeover, can_take_over
+from .branches import absorbed, nodes_of
 from .consumers import Consumer, Mask
-from .coupling import Coupling, Kept
+from .coupling import Branch, Coupling, Kept
 from .gram import Moments, Statistics, usable
 from .importance import damping, ridge_for
 
@@ -50,17 +52,36 @@ def slots_of(coupling: Coupling, item: Consumer, removed: Mask) -> Slots:
 def refit_symmetric(coupling: Coupling, statistics: Statistics, kept: Kept, *, ridge: float | None = None) -> Weights:
     """New values, by tensor name, of the weights and biases that read a pruned group, as the pruned model shapes them.
 
-    `kept` is what `prune` was given. Solutions are cached in `statistics`: only consumers that keep other columns than
-    in a former call are solved. `apply_weights` writes the result.
+    `kept` is what `prune` was given. Where a branch has gone, the layer that writes its shortcut takes over what it can
+    (`branch_moments`), if nobody else reads that. Solutions are cached in `statistics`: only consumers that keep other
+    columns than in a former call are solved. `apply_weights` writes the result.
     """
-    removed = coupling.removed_units(kept)
+    removed, branches = coupling.removed_units(kept), coupling.gone(kept)
+    gone, takeovers = nodes_of(branches), _takeovers(coupling, statistics, branches)
     found: Weights = {}
     for item in statistics.consumers.all:
-        slots = slots_of(coupling, item, removed)
-        if slots.columns.all() or not usable(statistics, item):
+        slots, more = slots_of(coupling, item, removed), takeovers.get(item.node.index)
+        narrowed = not slots.columns.all()
+        if item.node.index in gone or not (narrowed or more is not None) or (narrowed and not usable(statistics, item)):
             continue
-        matrix, shift = _solution(coupling, statistics, item, slots, ridge)
-        found |= new_weights(coupling, item, slots, matrix, shift)
+        if narrowed:
+            matrix, shift = _solution(coupling, statistics, item, slots, ridge, more)
+        else:
+            matrix, shift = list(_with(coupling, item, more)), np.zeros(slots.outputs.shape)
+        found |= new_weights(coupling, item, slots, matrix, shift if more is None else shift + more.bias)
+    return found
+
+
+def _takeovers(coupling: Coupling, statistics: Statistics, branches: Sequence[Branch]) -> dict[int, Takeover]:
+    """By node, what the writers of shortcuts add to their weights and biases for the branches that have gone."""
+    items = {item.node.index: item for item in statistics.consumers.all if can_take_over(item)}
+    found: dict[int, Takeover] = {}
+    for index, what in absorbed(coupling.graph, statistics.consumers.all, branches).items():
+        item, known = items.get(index), [(branch, statistics.branches[branch.id]) for branch in what.branches]
+        if item is None or any(branch.axis != item.map.out_axis for branch, _ in known):
+            continue
+        parts = [moments.takeovers.get(index, Takeover(np.zeros(1), moments.mean)) for _, moments in known]
+        found[index] = Takeover(sum((part.matrix for part in parts), np.zeros(1)), np.sum([p.bias for p in parts], 0))
     return found
 
 
@@ -89,13 +110,25 @@ def pruned_shape(coupling: Coupling, item: Consumer, slots: Slots) -> Shape:
     return (*pair, *old[2:])
 
 
+def _with(coupling: Coupling, item: Consumer, more: Takeover | None) -> Floats:
+    """The weight (groups, outputs, columns) with what it takes over."""
+    weight = item.matrix(coupling.graph.constants[item.weight].array(), item.window.groups)
+    return weight if more is None else weight + more.matrix
+
+
 def _solution(
-    coupling: Coupling, statistics: Statistics, item: Consumer, slots: Slots, ridge: float | None
+    coupling: Coupling,
+    statistics: Statistics,
+    item: Consumer,
+    slots: Slots,
+    ridge: float | None,
+    more: Takeover | None,
 ) -> tuple[list[Floats], Floats]:
-    key = (item.node.index, ridge, slots.columns.tobytes())
+    """The refit of a weight, with what it takes over; solved once for the same columns."""
+    key = (item.node.index, ridge, slots.columns.tobytes(), None if more is None else more.bias.tobytes())
     cache = statistics.cache
     if key not in cache:
-        weight = item.matrix(coupling.graph.constants[item.weight].array(), item.window.groups)
+        weight = _with(coupling, item, more)
         cache[key] = _refit(weight, statistics.moments[item.key], slots.columns, ridge, item)
         while len(cache) > CACHED:
             cache.popitem(last=False)

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from ..ir.ops.maps import Floats, channels_first, is_softmax
 from .consumers import Consumer, consumers_of
 from .coupling import Coupling
-from .recover import Weights, constants_of
+from .recover import Weights, apply_weights, constants_of
 from .rows import Batches, Runner, pieces
 
 MAX_EXAMPLES = 4000
@@ -65,6 +65,11 @@ class Rescaler:
             old = numpy_helper.to_array(tensors[last.bias.name]).astype(np.float64)
             found[last.bias.name] = scale * old + (mean / last.bias.gain).reshape(old.shape)
         return found
+
+    def applied(self, pruned: onnx.ModelProto) -> onnx.ModelProto:
+        """The pruned model with its new values; itself where there are none."""
+        last = self(pruned)
+        return apply_weights(pruned, last) if last else pruned
 
     def _logits(self, model: onnx.ModelProto, last: Consumer) -> Floats:
         """The logits of a model, (examples, classes)."""

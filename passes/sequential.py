@@ -59,7 +59,7 @@ def refit_sequential(
     """
     start = {} if statistics is None else refit_symmetric(coupling, statistics, kept)
     consumers = (consumers_of(coupling) if statistics is None else statistics.consumers).all
-    fits, network = plan_fits(coupling, coupling.removed_units(kept), consumers)
+    fits, network = plan_fits(coupling, kept, consumers)
     if not fits:
         return start
     run = _Run(coupling.graph, fits, network, apply_weights(pruned_model, start), batches, seed)

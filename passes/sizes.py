@@ -13,6 +13,7 @@ from onnx import TensorProto
 from ..ir.graph import Graph, Node, Shape
 from ..ir.ops import View, known_nodes, rule_for
 from ..ir.relations import Axis
+from .branches import freed_constants, nodes_of
 from .coupling import Coupling
 
 Order = Mapping[str, NDArray[np.int64]]
@@ -36,6 +37,7 @@ class Sizes:
         self._names = [group.id for group in coupling.groups]
         self._full = {group.id: group.units for group in coupling.groups}
         self._axes = {axis: self._parts(rows) for axis, rows in coupling.layers.items()}
+        self._gone: dict[tuple[str, ...], dict[str, Shape]] = {}
         self._lengths: dict[tuple[Axis, tuple[int, ...]], int] = {}
         self._constant_uses = [
             (use, constant.shape, constant.proto.data_type)
@@ -63,8 +65,21 @@ class Sizes:
         return found
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
-        """The shape of every tensor, constants by their analysis names and by their own."""
-        return dict(self.coupling.graph.shapes) | self._changed(self._axes, widths)
+        """The shape of every tensor, constants by their analysis names and by their own; what went is (0,)."""
+        changed = self._changed(self._axes, widths)
+        return dict(self.coupling.graph.shapes) | changed | self._vanished(widths)
+
+    def _vanished(self, widths: Mapping[str, int]) -> dict[str, Shape]:
+        """The tensors of branches that have gone."""
+        branches = tuple(branch for branch in self.coupling.branches if widths.get(branch.id) == 0)
+        key = tuple(branch.id for branch in branches)
+        if key not in self._gone:
+            graph, nodes = self.coupling.graph, nodes_of(branches)
+            names = [name for index in nodes for name in graph.nodes[index].outputs]
+            for name in freed_constants(graph, nodes):
+                names += [name, *(use for _, _, use in graph.constant_uses(name))]
+            self._gone[key] = dict.fromkeys(names, (0,))
+        return self._gone[key]
 
     def _changed(self, axes: Iterable[Axis], widths: Mapping[str, int]) -> dict[str, Shape]:
         """The new shapes of the tensors that have these axes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,15 @@ CACHED_BYTES = 2**29
 
 
 class Pool:
-    """Examples of all batches, numbered through; inputs without a batch axis are the same for all."""
+    """Examples of all batches, numbered through; inputs without a batch axis are the same for all.
 
-    def __init__(self, batches: Sequence[Batch], graph: Graph) -> None:
+    `drawn` are inputs that the examples do not have: they are drawn for each batch (`finetune.Draw`).
+    """
+
+    def __init__(self, batches: Sequence[Batch], graph: Graph, drawn: Collection[str] = ()) -> None:
         if not batches:
             raise InputError("fine-tuning needs at least one batch of inputs; give --data, or --finetune none")
-        names = [port.name for port in graph.inputs]
+        names = [port.name for port in graph.inputs if port.name not in drawn]
         first = batches[0]
         lengths = [first[name].shape[0] for name in names if first[name].ndim]
         self.shared = {n: first[n] for n in names if not first[n].ndim or first[n].shape[0] != max(lengths)}

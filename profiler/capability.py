@@ -24,7 +24,7 @@ from .units import Attribution, attribute
 
 _MOST = 0.5  # share of the run that the times of nodes must add up to
 _TRIED = 3  # units that are tried alone
-_RUNS, _WARM_UP = 3, 2
+_RUNS, _WARM_UP = 6, 2
 
 
 class Capability(StrEnum):
@@ -71,8 +71,7 @@ def _try_per_node(target: Target, base: onnx.ModelProto, feeds: Feeds) -> tuple[
     except ProfileError:  # no times of nodes at all
         return Trace(base.graph, None, None, {}), nothing
     found = attribute(traced)
-    attributed = sum(done.us for done in found.executed)
-    return traced, found if attributed >= _MOST * traced.whole_us else nothing
+    return traced, found if (1 - found.unattributed_share) * traced.inside >= _MOST else nothing
 
 
 def _runs_alone(target: Target, extractor: Extractor, units: Sequence[Unit]) -> bool:

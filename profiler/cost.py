@@ -10,7 +10,8 @@
    channel counts rounded up to the step where the layout is blocked.
 3. Sums are calibrated against whole networks that were measured (`fit.Calibration`): profiling inflates the time of
    every node.
-4. Many networks are estimated at once, term by term, on arrays. A single estimate is a hundred dictionary reads: every
+4. A unit of a branch that was taken out (a group at width 0) is not there: its kind is "" and its time 0.
+5. Many networks are estimated at once, term by term, on arrays. A single estimate is a hundred dictionary reads: every
    lookup is remembered by the widths that it depends on.
 """
 
@@ -21,6 +22,7 @@ from functools import cached_property
 from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .amounts import Dims, Form, Ints
 from .fit import Calibration, Floats, Points, Sums, UnitFit
@@ -94,7 +96,7 @@ class LatencyModel:
         self._calibrate()
 
     def _forget(self) -> None:
-        """Forgets looked-up times, of which the scalar `estimate` keeps one for each term and widths (rule 4)."""
+        """Forgets looked-up times, of which the scalar `estimate` keeps one for each term and widths (rule 5)."""
         groups = [self._groups_of(i) for i in range(len(self.plan.terms))]
         getters = [itemgetter(*names) if names else _nothing for names in groups]
         self._memory: list[tuple[Callable[[Widths], object], dict[object, tuple[float, int]]]]
@@ -103,11 +105,13 @@ class LatencyModel:
     def _groups_of(self, index: int) -> tuple[str, ...]:
         """The groups that a term's time depends on: for a boundary, also those of the units around it."""
         groups, near = set(self.plan.terms[index].mask.groups), self._around(index)
+        ends = set(self.plan.ends[index])
         while near:
             unit = near.pop()
             groups.update(self.plan.masks[unit].groups)
+            ends.update(self.plan.ends[unit])
             near += self.plan.writers[unit]
-        return tuple(sorted(groups))
+        return tuple(sorted(groups | {self.plan.groups[place] for place in ends}))
 
     def _around(self, index: int) -> list[int]:
         """The units at a boundary, and those whose kinds decide that of a unit."""
@@ -142,7 +146,8 @@ class LatencyModel:
         if found is None:
             boundary = index - len(self.plan.structure.units)
             found = self._layout(boundary, widths, known) if boundary >= 0 else self._kind(index, widths, known)
-            known[index] = found
+            absent = self.plan.absent(index, widths)
+            found = known[index] = found.without(absent) if absent.any() else found
         return found
 
     def _kind(self, index: int, widths: Ints, known: "_Guesses") -> "_Guess":
@@ -252,7 +257,7 @@ class LatencyModel:
         return Sums(np.asarray(total / 1e3), count)
 
     def _sum(self, widths: Widths) -> Sums:
-        """The sums of one network, from what is remembered of its terms (rule 4)."""
+        """The sums of one network, from what is remembered of its terms (rule 5)."""
         full = widths if len(widths) == len(self.plan.base) else {**self.plan.base, **widths}
         total, count, row, guesses = self._loose_us, 0, None, _Guesses()
         for i, (get, known) in enumerate(self._memory):
@@ -332,6 +337,11 @@ class _Guess:
         distinct_kinds = tuple(dict.fromkeys(kinds))
         number = {kind: i for i, kind in enumerate(distinct_kinds)}
         return _Guess(distinct_kinds, np.asarray([number[kind] for kind in kinds], dtype=np.int64)[which])
+
+    def without(self, absent: NDArray[np.bool_]) -> "_Guess":
+        """The guess where nothing runs at some of the widths (n,)."""
+        kinds = [*self.kinds, ("", True)]
+        return _Guess.of(kinds, np.where(absent, len(kinds) - 1, self.which))
 
 
 _Guesses = dict[int, _Guess]

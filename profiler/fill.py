@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -44,7 +44,8 @@ class Network:
     """A network of changeable widths, as its owner tells it.
 
     `build`: the network pruned to widths; `shapes`: shapes of all original tensors at widths, by original name;
-    `edges`: the widths worth trying of each group, ascending, the base width last.
+    `edges`: the widths worth trying of each group, ascending, the base width last; `removable`: the nodes (`node_id`)
+    that are not there when a group's width is 0, which is no edge.
     """
 
     base: Widths
@@ -52,6 +53,7 @@ class Network:
     shapes: ShapesOf
     edges: Mapping[str, Sequence[int]]
     feeds_for: FeedsFor
+    removable: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def fill(
@@ -91,7 +93,8 @@ def plan_on(target: Target, lut: Lut, network: Network) -> Plan:
     model = network.build(network.base)
     other = network.build(smallest(network))
     found = survey(target, model, other, network.feeds_for(model), network.shapes, network.base)
-    return Plan(found.structure, network.base, smallest(network), network.shapes, granularity, found.capability)
+    other_widths, capability = smallest(network), found.capability
+    return Plan(found.structure, network.base, other_widths, network.shapes, granularity, capability, network.removable)
 
 
 def smallest(network: Network) -> dict[str, int]:

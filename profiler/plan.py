@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .amounts import Form, Ints
 from .capability import Capability
@@ -19,6 +20,7 @@ from .staircase import STAIRS, Granularity
 from .structure import Boundary, Mask, Ran, Shapes, ShapesOf, Structure, Unit, Widths, digest_of, masks_of
 
 Places = tuple[str, ...]
+_COUNTED = 8  # numbers up to so many times their count are counted rather than sorted
 _TESTS = 4  # networks on which it is tested that sizes follow widths linearly
 
 
@@ -46,6 +48,7 @@ class Plan:
         shapes: ShapesOf,
         granularity: Granularity,
         capability: Capability = Capability.PER_NODE,
+        removable: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         self.structure = structure
         self.capability = capability
@@ -57,6 +60,25 @@ class Plan:
         self.masks = masks_of(structure.units, base, other, shapes)
         self.boundary_masks = masks_of([b.unit for b in structure.boundaries], base, other, shapes)
         self.digest = digest_of([structure.digest, sorted(base.items()), capability])
+        self.removable = dict(removable or {})
+
+    @cached_property
+    def ends(self) -> tuple[tuple[int, ...], ...]:
+        """For every unit, then for every boundary, the groups (as places in `groups`) at whose width 0 it is not there.
+
+        That a unit has lost some of its nodes is enough: what is left of a convolution with its sum does nothing.
+        """
+        names = [
+            *(u.nodes for u in self.structure.units),
+            *(frozenset(b.unit.inputs) for b in self.structure.boundaries),
+        ]
+        return tuple(
+            tuple(i for i, g in enumerate(self.groups) if own & self.removable.get(g, frozenset())) for own in names
+        )
+
+    def absent(self, index: int, widths: Ints) -> NDArray[np.bool_]:
+        """At which of the widths (n, groups) a term is not there."""
+        return np.asarray((widths[:, list(self.ends[index])] == 0).any(axis=1), dtype=np.bool_)
 
     @cached_property
     def writers(self) -> tuple[tuple[int, ...], ...]:
@@ -102,7 +124,8 @@ class Plan:
         return np.asarray(rows, dtype=np.int64).reshape(len(networks), len(self.groups))
 
     def sizes(self, term: Term, widths: Ints) -> Ints:
-        """The sizes (n, axes) of a term's moving axes at widths (n, groups)."""
+        """The sizes (n, axes) of a term's moving axes at widths (n, groups); those of a group at 0 tell nothing."""
+        widths = np.where(widths == 0, self.matrix([self.base]), widths)
         if term.slopes is not None:
             return _sizes(term.slopes, widths)
         shapes = [self.shapes(dict(zip(self.groups, map(int, row), strict=True))) for row in widths]
@@ -139,11 +162,16 @@ def _sizes(slopes: Ints, widths: Ints) -> Ints:
 def distinct(codes: Ints) -> tuple[Ints, Ints]:
     """The distinct rows of small whole numbers `codes` (n, columns), and which of them each row is (n,).
 
-    np.unique sorts; this counts, which is several times as fast for many rows of which few differ.
+    np.unique sorts; where numbers are small this counts, several times as fast for many rows of which few differ.
     """
     which = np.zeros(len(codes), dtype=np.int64)
-    for column in codes.T:
+    for k, column in enumerate(codes.T):
+        if any(np.array_equal(column, codes[:, earlier]) for earlier in range(k)):
+            continue  # shapes name one width several times
         mixed = which * (int(column.max(initial=0)) + 1) + column
+        if mixed.max(initial=0) > _COUNTED * len(codes):
+            which = np.unique(mixed, return_inverse=True)[1].astype(np.int64)
+            continue
         present = np.flatnonzero(np.bincount(mixed))
         number = np.zeros(int(mixed.max(initial=0)) + 1, dtype=np.int64)
         number[present] = np.arange(len(present))

@@ -50,14 +50,14 @@ class NodeTime:
 class Trace:
     """What was executed: the fused graph, the final graph (None: the provider compiles it), times by node name.
 
-    `whole_us`: the lower-half mean of whole runs, on the same clock; `reference_us`: that of the reference beside them.
+    `inside`: the share of the shortest run that was spent in nodes; `reference_us`: the reference's time beside them.
     """
 
     original: onnx.GraphProto
     fused: onnx.GraphProto | None
     final: onnx.GraphProto | None
     times: Mapping[str, NodeTime]
-    whole_us: float = float("nan")
+    inside: float = float("nan")
     reference_us: float = float("nan")
 
 
@@ -94,11 +94,10 @@ def trace(
             raise TargetError(f"{target} cannot run the model: {str(error).splitlines()[0]}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         final_graph = onnx.load(final_path, load_external_data=False).graph if final else None
-    whole = [event["dur"] for event in events if event["name"] == "model_run"][warm_up:]
     share = _DISTURBED_SHARE if disturbed else _SHARE
     times = node_times(events, warm_up, share)
     reference_us = lower_mean(beside.times, share) / 1e3 if beside else float("nan")
-    return Trace(named.graph, final, final_graph, times, lower_mean(whole, share), reference_us)
+    return Trace(named.graph, final, final_graph, times, share_inside(events), reference_us)
 
 
 @dataclass(slots=True)
@@ -182,15 +181,32 @@ def node_times(events: Iterable[Mapping[str, Any]], warm_up: int, share: float =
     durations: dict[str, list[int]] = defaultdict(list)
     types: dict[str, tuple[str, ...]] = {}
     for event in events:
-        name = event["name"]
-        if event.get("cat") != "Node" or not name.endswith(_SUFFIX) or name.startswith(_INNER):
+        if not _is_node(event):
             continue
-        key = name[: -len(_SUFFIX)]
+        key = event["name"][: -len(_SUFFIX)]
         durations[key].append(event["dur"])
         types.setdefault(key, _types(event.get("args", {})))
     if not durations:
         raise ProfileError("the profile has no node events: this provider gives no per-node times")
     return {k: NodeTime(lower_mean(d[warm_up:] or d, share), len(d) - warm_up, types[k]) for k, d in durations.items()}
+
+
+def share_inside(events: Iterable[Mapping[str, Any]]) -> float:
+    """The share of the shortest run that was spent in nodes: the run in which the processor was taken away least."""
+    told = list(events)
+    runs = [event for event in told if event["name"] == "model_run" and event["dur"]]
+    if not runs:
+        return float("nan")
+    shortest = min(runs, key=lambda run: run["dur"])
+    start, end = shortest["ts"], shortest["ts"] + shortest["dur"]
+    inside = sum(event["dur"] for event in told if _is_node(event) and start <= event["ts"] <= end)
+    return float(inside / shortest["dur"])
+
+
+def _is_node(event: Mapping[str, Any]) -> bool:
+    """Whether an event is the time of a node of the outer graph (rule 4)."""
+    name = event["name"]
+    return event.get("cat") == "Node" and name.endswith(_SUFFIX) and not name.startswith(_INNER)
 
 
 def lower_mean(durations: Sequence[float], share: float = _SHARE) -> float:

@@ -160,6 +160,23 @@ def is_softmax(node: Node) -> bool:
     return node.op_type in ("Softmax", "LogSoftmax") and not node.domain
 
 
+def repeats(graph: Graph, node: Node, before: Node) -> bool:
+    """Whether a node does once more what `before` has done to its input: f(f(x)) = f(x)."""
+    if node.op_type not in ("Relu", "Clip", "Abs") or (node.op_type, node.domain) != (before.op_type, before.domain):
+        return False
+    bounds = [[_value(graph, name) for name in one.inputs[1:]] for one in (node, before)]
+    known = all(value is not None for one in bounds for value in one)
+    return known and bounds[0] == bounds[1] and dict(node.attrs) == dict(before.attrs)
+
+
+def _value(graph: Graph, name: str) -> list[float] | None:
+    """The numbers of a constant; none for an input that is left out, None where it is not constant."""
+    if not name:
+        return []
+    found = graph.constants.get(name)
+    return None if found is None else [float(item) for item in found.array().reshape(-1)]
+
+
 def _conv(view: View) -> LinearMap | None:
     if not _is_constant(view, 1):
         return None

@@ -45,6 +45,7 @@ from .common import (
     Widths,
     full_widths,
     give_back,
+    key_of,
     over,
     require_reachable,
     scores_of,
@@ -144,14 +145,10 @@ def search(
     if found is not None:
         journal.add(found)
         steps = [*past, found]
-        widths, measured = dict(found.widths), found.measured
-        if widen:
-            widths, measured, wider = give_back(groups, cost, score, budget, widths, measured)
-            for network, costs in wider:
-                estimate = dict(cost(network))
-                steps.append(Step(len(steps), dict(budget), (), network, estimate, costs, score(network)))
-                journal.add(steps[-1])
-        return SearchResult(widths, measured, tuple(steps), {"predictor": facts})
+        for wider in give_back(groups, cost, score, budget, found) if widen else ():
+            steps.append(wider)
+            journal.add(wider)
+        return SearchResult(steps[-1].widths, steps[-1].measured, tuple(steps), {"predictor": facts})
     why = (
         "no network of its best met the budget" if surrogate.kendall >= RELIABLE else "it orders left-out samples badly"
     )
@@ -213,8 +210,7 @@ class _Hunt:
     def learn(self, start: Costs, goal: Mapping[str, float], most: int, good_error: float) -> Surrogate:
         """Rule 2."""
         pool = self._pool(start, goal)
-        known = {tuple(sorted(widths.items())) for widths in self.kept.widths}
-        pool = [widths for widths in pool if tuple(sorted(widths.items())) not in known]
+        pool = self._new(pool)
         first = max(min(START, most) - len(self.kept.scores), 0)
         pool = self._take(pool, list(range(min(first, len(pool)))))
         surrogate = self.fitted()
@@ -324,8 +320,8 @@ class _Hunt:
 
     def _new(self, networks: list[Widths]) -> list[Widths]:
         """The networks that are no samples yet."""
-        known = {tuple(sorted(widths.items())) for widths in self.kept.widths}
-        return [widths for widths in networks if tuple(sorted(widths.items())) not in known]
+        known = {key_of(widths) for widths in self.kept.widths}
+        return [widths for widths in networks if key_of(widths) not in known]
 
     def _evolved(self, limits: Mapping[str, float], surrogate: Surrogate) -> list[Widths]:
         """The BEST distinct networks that the genetic algorithm met, those within the limits first."""

@@ -24,7 +24,10 @@ def scores_of(score: Score, networks: Sequence[Widths]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A group that may be narrowed: `widths` are the widths worth proposing, ascending, the full width last."""
+    """A group that may be narrowed: `widths` are the widths worth proposing, ascending, the full width last.
+
+    Width 0 stands for the branch that the group lies in, which is then taken out whole.
+    """
 
     id: str
     widths: tuple[int, ...]
@@ -108,6 +111,12 @@ class Search(Protocol):
         """The best network within the budget; BudgetError when there is none."""
 
 
+def without_depth(groups: Sequence[Choice]) -> list[Choice]:
+    """The groups that may be narrowed, without width 0, which takes a whole branch away."""
+    found = [Choice(group.id, tuple(width for width in group.widths if width)) for group in groups]
+    return [group for group in found if len(group.widths) > 1]
+
+
 def full_widths(groups: Sequence[Choice]) -> Widths:
     """Every group at its original width."""
     return {group.id: group.widths[-1] for group in groups}
@@ -116,6 +125,11 @@ def full_widths(groups: Sequence[Choice]) -> Widths:
 def least_widths(groups: Sequence[Choice]) -> Widths:
     """Every group at its smallest width."""
     return {group.id: group.widths[0] for group in groups}
+
+
+def key_of(widths: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Widths in a form that can be looked up."""
+    return tuple(sorted(widths.items()))
 
 
 def over(costs: Costs, budget: Mapping[str, float]) -> dict[str, float]:
@@ -153,19 +167,20 @@ def frontier(steps: Sequence[Step], resources: Sequence[str]) -> tuple[Step, ...
     return tuple(sorted(distinct.values(), key=lambda step: [-step.measured[name] for name in resources]))
 
 
-WIDEN_BELOW = 0.97
+WIDEN_BELOW = 0.985
 """A result below this share of every budget is widened again."""
 
 
 def give_back(
-    groups: Sequence[Choice], cost: Cost, score: Score, budget: Mapping[str, float], widths: Widths, measured: Costs
-) -> tuple[Widths, Costs, list[tuple[Widths, Costs]]]:
-    """Widens groups while the measured cost stays within the budget: steps overshoot, and unused budget is accuracy.
+    groups: Sequence[Choice], cost: Cost, score: Score, budget: Mapping[str, float], taken: Step
+) -> list[Step]:
+    """The steps after `taken` that widen groups while the measured cost stays within the budget: steps overshoot, and
+    unused budget is accuracy.
 
-    DEVIATION: the paper stops at the first network within the budget. Returns the widths, their measured costs, and
-    the networks accepted on the way.
+    DEVIATION: the paper stops at the first network within the budget.
     """
-    accepted: list[tuple[Widths, Costs]] = []
+    widths, measured = dict(taken.widths), taken.measured
+    accepted: list[tuple[Widths, Costs, float]] = []
     barred: set[tuple[str, int]] = set()
     while all(measured[name] < WIDEN_BELOW * limit for name, limit in budget.items()):
         wider = []
@@ -188,5 +203,8 @@ def give_back(
             barred.add((name, best[name]))
             continue
         widths, measured = best, found
-        accepted.append((widths, measured))
-    return widths, measured, accepted
+        accepted.append((widths, measured, scores[name]))
+    return [
+        Step(number, dict(budget), (), wider, dict(cost(wider)), costs, value)
+        for number, (wider, costs, value) in enumerate(accepted, taken.number + 1)
+    ]

@@ -145,11 +145,10 @@ class Descent:
             steps.append(taken)
             journal.add(taken)
         if widen and steps:
-            widths, measured, accepted = give_back(self.groups, self.cost, self.score, self.budget, widths, measured)
-            for wider, found in accepted:
-                estimate = dict(self.cost(wider))
-                steps.append(Step(len(steps), dict(self.budget), (), wider, estimate, found, self.score(wider)))
-                journal.add(steps[-1])
+            for wider in give_back(self.groups, self.cost, self.score, self.budget, steps[-1]):
+                widths, measured = dict(wider.widths), wider.measured
+                steps.append(wider)
+                journal.add(wider)
         return SearchResult(widths, measured, tuple(steps))
 
     def _iterate(self, place: Place, number: int) -> Step:

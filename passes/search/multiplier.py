@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 
 from ...ir.graph import Graph
-from .common import Choice, Cost, Journal, Score, SearchResult, Step, Widths, full_widths, over, require_reachable
+from .common import (
+    Choice,
+    Cost,
+    Journal,
+    Score,
+    SearchResult,
+    Step,
+    Widths,
+    full_widths,
+    over,
+    require_reachable,
+    without_depth,
+)
 
 SHARES = 101
 
@@ -24,7 +36,11 @@ def search(
     journal: Journal,
     **options: Any,
 ) -> SearchResult:
-    """The widest uniform network whose measured cost is within the budget; BudgetError when there is none."""
+    """The widest uniform network whose measured cost is within the budget; BudgetError when there is none.
+
+    It narrows only: no branch goes whole.
+    """
+    groups = without_depth(groups)
     measured = cost.measure(full_widths(groups))
     if not over(measured, budget):
         return SearchResult(full_widths(groups), measured, tuple(journal.past))

@@ -9,25 +9,10 @@ import onnx
 import onnx_netadapt as na
 import pytest
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.passes.equivalence import run_plain
 from onnx_netadapt.splits import split
 
 OPTIONS = {"finetune": "none", "min_keep": 0.25}
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    return write_demo(tmp_path_factory.mktemp("demo"))
-
-
-@pytest.fixture(scope="module")
-def little(demo, tmp_path_factory):
-    """The same model with a fifth of the data, for runs whose scores are not looked at."""
-    data = np.load(demo[1])
-    path = tmp_path_factory.mktemp("little") / "digits.npz"
-    np.savez(path, **{name: data[name][:200] for name in data.files})
-    return demo[0], path
 
 
 @pytest.fixture(scope="module")
@@ -170,4 +155,12 @@ def test_a_journal_of_another_run_is_refused(little, tmp_path):
     journal = tmp_path / "j.jsonl"
     journal.write_text('{"schema_version": 1, "seed": 5}\n')
     with pytest.raises(InputError, match="another run"):
+        na.adapt(little[0], "macs=0.8x", data=str(little[1]), journal=journal, resume=True, **OPTIONS)
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", '{"schema_version": 1}\n[2]', '{"schema_version": 1}\n{"n": 1}', "{"])
+def test_a_file_that_is_no_journal_is_refused(little, tmp_path, text):
+    journal = tmp_path / "j.jsonl"
+    journal.write_text(text)
+    with pytest.raises(InputError, match="cannot be read"):
         na.adapt(little[0], "macs=0.8x", data=str(little[1]), journal=journal, resume=True, **OPTIONS)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_netadapt as na
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_netadapt import cli
+from onnx_netadapt.ir.errors import InputError
 
 FAST = ["--budget", "macs=0.6x", "--finetune", "none"]
 
@@ -168,7 +170,26 @@ def test_a_provider_that_is_not_there(folder, capsys):
 def test_the_output_must_not_be_the_input(folder, capsys):
     code, said = run(folder, capsys, folder / "m.onnx", *FAST, "-o", folder / "m.onnx")
     assert code == 2
-    assert "never touched" in said
+    assert "the input needs" in said
+
+
+@pytest.mark.parametrize("command", [["adapt", "--budget", "macs=0.9x"], ["prune", "--keep", "0.9"]])
+@pytest.mark.parametrize("output", ["b.onnx", "m.onnx"])
+def test_the_output_must_not_replace_the_weights_of_the_input(tmp_path, capsys, command, output):
+    """The weights of m.onnx lie where those of b.onnx would be written."""
+    onnx.save(small_model(), tmp_path / "m.onnx", save_as_external_data=True, location="b.onnx.data", size_threshold=0)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert cli._run([command[0], str(tmp_path / "m.onnx"), *command[1:], "-o", str(tmp_path / output)]) == 2
+    assert "the input needs" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("run", [na.adapt, na.adapt_each])
+def test_nor_do_the_functions_write_there(tmp_path, run):
+    onnx.save(small_model(), tmp_path / "m.onnx", save_as_external_data=True, location="b.onnx.data", size_threshold=0)
+    (tmp_path / "b.macs-0.8x.onnx.data").symlink_to(tmp_path / "b.onnx.data")
+    with pytest.raises(InputError, match="the input needs"):
+        run(tmp_path / "m.onnx", ["macs=0.9x", "macs=0.8x"], output=tmp_path / "b.onnx")
 
 
 def test_an_interrupt_says_how_to_go_on(folder, capsys, monkeypatch):

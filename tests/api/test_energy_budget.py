@@ -8,7 +8,6 @@ import pytest
 from onnx_netadapt import cli, energy
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.load import load
-from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.models.digits import digits_model
 from onnx_netadapt.network import by_weight
 from onnx_netadapt.passes.coupling import couple
@@ -30,15 +29,6 @@ def short(monkeypatch):
     monkeypatch.setattr(profiled, "LOOP_SECONDS", 0.02)
     monkeypatch.setattr(profiled, "IDLE_SECONDS", 0.02)
     monkeypatch.setattr(energy, "EXPLORED", 10)
-
-
-@pytest.fixture(scope="module")
-def little(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    model, whole = write_demo(folder)
-    data = np.load(whole)
-    np.savez(folder / "little.npz", **{name: data[name][:200] for name in data.files})
-    return str(model), str(folder / "little.npz")
 
 
 @pytest.mark.usefixtures("short")

@@ -6,6 +6,7 @@ import pytest
 from onnx_netadapt.finalists import refitted, settle
 from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.options import Options
+from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.pipeline import set_up
 from onnx_netadapt.progress import Progress
@@ -22,7 +23,7 @@ def bench(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def searcher(bench):
-    limits = bench.limits(bench.run)
+    limits = bench.limits(bench.run.budgets)
     return searcher_of(bench.run, bench.narrowing, bench.cost, bench.choices, bench.scorer, limits, bench.samples)
 
 
@@ -37,7 +38,8 @@ def _unwise(bench, searcher):
 
 
 def _score(bench, widths):
-    model, _ = refitted(bench.narrowing, bench.statistics, widths, bench.run.batches, rescale=True)
+    rescaler = Rescaler(bench.narrowing.coupling, bench.run.batches)
+    model = refitted(bench.narrowing, bench.statistics, widths, bench.run.batches, rescaler)
     return bench.scorer.evaluator.score(model)
 
 

@@ -1,11 +1,9 @@
 """A user's own loss, loop and callback, through the Python function and through the command line's spelling."""
 
-import numpy as np
 import onnx_netadapt as na
 import pytest
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.options import Options
 
 torch = pytest.importorskip("torch")
@@ -28,15 +26,6 @@ def loop(training):
 
 NUMBER = 3
 """
-
-
-@pytest.fixture(scope="module")
-def little(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    model, path = write_demo(folder)
-    data = np.load(path)
-    np.savez(folder / "little.npz", **{name: data[name][:200] for name in data.files})
-    return model, str(folder / "little.npz")
 
 
 @pytest.fixture

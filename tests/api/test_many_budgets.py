@@ -4,28 +4,16 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import onnx
 import onnx_netadapt as na
 import pytest
 from onnx_netadapt import cli
 from onnx_netadapt.budgets import each_budget
 from onnx_netadapt.ir.errors import BudgetError, InputError
-from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.passes.search import Step, frontier
 
 OPTIONS = {"finetune": "none", "min_keep": 0.25, "only": ("g1", "g3", "g5"), "search": "mcd"}
 FLAGS = ["--finetune", "none", "--min-keep", "0.25", "--only", "g1", "--only", "g3", "--only", "g5", "--search", "mcd"]
-
-
-@pytest.fixture(scope="module")
-def little(tmp_path_factory):
-    """The demo model with a fifth of its data."""
-    folder = tmp_path_factory.mktemp("demo")
-    model, whole = write_demo(folder)
-    data = np.load(whole)
-    np.savez(folder / "little.npz", **{name: data[name][:200] for name in data.files})
-    return str(model), str(folder / "little.npz")
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,12 @@
 
 import json
 
-import numpy as np
 import onnx_netadapt as na
 import pytest
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.passes.search import SEARCHES, chamnet
 
 OPTIONS = {"finetune": "none", "min_keep": 0.25, "only": ("g1", "g3", "g5"), "published": True}
-
-
-@pytest.fixture(scope="module")
-def little(tmp_path_factory):
-    """The demo model with a fifth of its data."""
-    folder = tmp_path_factory.mktemp("demo")
-    model, whole = write_demo(folder)
-    data = np.load(whole)
-    np.savez(folder / "little.npz", **{name: data[name][:200] for name in data.files})
-    return str(model), str(folder / "little.npz")
 
 
 @pytest.mark.parametrize("name", SEARCHES)

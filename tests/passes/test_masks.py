@@ -144,6 +144,6 @@ def test_a_model_that_mixes_the_examples_of_a_batch_is_refused():
         model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
     graph = load(model)
     data = data_of(graph, rng.standard_normal((20, 5)).astype(np.float32))
-    evaluator = Evaluator(graph, data, np.arange(20), metric_of("fidelity"))
+    evaluator = Evaluator(graph, data, np.arange(8), metric_of("fidelity"))  # few: networks share a batch
     with pytest.raises(InputError, match="--scoring masked"):
         MaskedScorer(by_weight(couple(graph)), evaluator)

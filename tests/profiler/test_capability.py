@@ -12,6 +12,7 @@ from onnx_netadapt.profiler import Attribution, Granularity, LatencyModel, Lut, 
 from onnx_netadapt.profiler import capability as capability_module
 from onnx_netadapt.profiler.capability import Capability, survey
 from onnx_netadapt.profiler.isolated import Extractor, random_feeds
+from onnx_netadapt.profiler.trace import share_inside
 
 STAIR = Granularity(16, 4, True, 1.4)
 NET = MobileNet(side=48)
@@ -61,8 +62,7 @@ def test_times_of_launching_nodes_are_no_times_of_nodes(monkeypatch: pytest.Monk
     """As CUDA tells them: nodes are launched in little time, and the run waits for them at its end."""
 
     def launched(*arguments: object, **options: object) -> object:
-        found = trace(*arguments, **options)
-        return replace(found, whole_us=10 * sum(t.us for t in found.times.values()))
+        return replace(trace(*arguments, **options), inside=0.1)
 
     monkeypatch.setattr(capability_module, "trace", launched)
     assert surveyed() is Capability.ISOLATED
@@ -146,3 +146,21 @@ def test_open_dimensions_get_the_sizes_that_are_measured() -> None:
     for unit in found.structure.units:
         feeds = random_feeds(Extractor(model, NET.shapes({})).model_of(unit))
         assert {name: x.shape for name, x in feeds.items()} == {t: NET.shapes({})[t] for t in unit.inputs}
+
+
+def events(*runs: tuple[float, float]) -> list[dict[str, object]]:
+    """Profile events of runs, each with its length and the time of its one node, in microseconds."""
+    told, at = [], 0.0
+    for whole, node in runs:
+        told.append({"cat": "Session", "name": "model_run", "ts": at, "dur": whole})
+        told.append({"cat": "Node", "name": "conv_kernel_time", "ts": at + 1, "dur": node})
+        told.append({"cat": "Node", "name": "inner:conv_kernel_time", "ts": at + 2, "dur": node})
+        at += whole + 1
+    return told
+
+
+def test_a_processor_that_is_taken_away_does_not_look_like_launched_nodes() -> None:
+    """Runs lose five milliseconds to others, within a node or between two."""
+    assert share_inside(events((100, 90), (101, 90))) == pytest.approx(0.9)
+    assert share_inside(events((5100, 90), (5100, 5090), (100, 90))) == pytest.approx(0.9)
+    assert share_inside(events((100, 9), (5100, 5009), (101, 9))) == pytest.approx(0.09)

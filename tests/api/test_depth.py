@@ -1,0 +1,177 @@
+"""`--allow-depth`, end to end: branches that give little go whole, and everything written about it can be checked."""
+
+import json
+
+import numpy as np
+import onnx
+import onnx_netadapt as na
+import pytest
+from net import Net
+from onnx import numpy_helper
+from onnx_netadapt import cli
+from onnx_netadapt.ir import load
+from onnx_netadapt.ir.errors import BudgetError, InputError
+from onnx_netadapt.network import by_weight
+from onnx_netadapt.options import Options
+from onnx_netadapt.passes.branches import with_branches
+from onnx_netadapt.passes.coupling import couple
+from onnx_netadapt.passes.sizes import Sizes
+from onnx_netadapt.pipeline import set_up
+from onnx_netadapt.profiler import Lut, Target, fill
+from onnx_netadapt.profiler.trace import node_id
+from onnx_netadapt.progress import Progress
+
+EXAMPLES = 120
+BUDGET = "macs=0.55x"
+"""Out of reach of the widths that OPTIONS leave, which keep 0.63 of the multiply-accumulates."""
+
+OPTIONS = {"finetune": "none", "min_keep": 0.6, "exclude": ("g0",)}
+
+
+def residual(path):
+    """A net of four ResNet blocks, of which the first and the third give little, and inputs for it."""
+    net = Net(seed=1)
+    x = net.op("Relu", net.conv(net.input(1, 3, 12, 12), 3, 16, kernel=(3, 3), pads=[1] * 4))
+    shares = {}
+    for share in (0.03, 0.7, 0.03, 0.7):
+        inner = net.op("Relu", net.conv(x, 16, 16, kernel=(3, 3), pads=[1] * 4))
+        output = net.conv(inner, 16, 16, kernel=(3, 3), pads=[1] * 4)
+        shares |= {name: share for name in net.nodes[-1].input[1:]}
+        x = net.op("Relu", net.op("Add", output, x))
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", x))
+    model = net.output(net.op("Gemm", pooled, net.weight(6, 16), net.weight(6), transB=1)).model()
+    for tensor in model.graph.initializer:
+        array = shares.get(tensor.name, 1.0) * numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    onnx.save(model, path)
+    data = path.with_suffix(".npz")
+    rng = np.random.default_rng(2)
+    tones = 2 * rng.standard_normal((EXAMPLES, 3, 1, 1))
+    np.savez(data, x0=(tones + rng.standard_normal((EXAMPLES, 3, 12, 12))).astype(np.float32))
+    return path, data
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The model and its inputs."""
+    return residual(tmp_path_factory.mktemp("residual") / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def adapted(files, tmp_path_factory):
+    """One run of the command line that writes everything; its journal stays."""
+    output = tmp_path_factory.mktemp("out") / "small.onnx"
+    code = cli._run(["adapt", *_arguments(files, output), "--journal", str(output.with_suffix(".jsonl"))])
+    return code, output
+
+
+def _arguments(files, output):
+    told = [str(files[0]), "--budget", BUDGET, "--data", str(files[1]), "-o", str(output), "--quiet", "--allow-depth"]
+    return [*told, "--finetune", "none", "--min-keep", "0.6", "--exclude", "g0"]
+
+
+def _report(output):
+    return json.loads(output.with_suffix(".report.json").read_text())
+
+
+def test_branches_that_give_little_go_where_widths_alone_cannot_meet_the_budget(files, adapted):
+    code, output = adapted
+    report = _report(output)
+    assert code == 0
+    assert report["met"]
+    gone = {branch["id"] for branch in report["plan"]["branches"]}
+    assert gone
+    assert gone <= {"g1", "g3"}
+    assert {name for name, width in report["widths"].items() if width == 0} == gone
+    assert report["equivalence"]["passed"]
+    with pytest.raises(BudgetError, match="cannot be met"):
+        na.adapt(files[0], BUDGET, data=str(files[1]), **OPTIONS)
+
+
+def test_the_written_model_is_shallower_and_counts_as_reported(files, adapted):
+    report, model = _report(adapted[1]), onnx.load(adapted[1])
+    onnx.checker.check_model(model, full_check=True)
+    gone = report["plan"]["branches"]
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("Conv") == 9 - 2 * len(gone)
+    assert "Identity" not in operators
+    coupling = couple(load(model))
+    full = {group.id: group.units for group in coupling.groups}
+    sizes = Sizes(coupling, {name: np.arange(width) for name, width in full.items()})
+    assert (sizes.macs(full), sizes.params(full)) == (report["after"]["macs"], report["after"]["params"])
+    original = onnx.load(files[0])
+    assert list(model.graph.output) == list(original.graph.output)
+    assert list(model.graph.input) == list(original.graph.input)
+
+
+def test_verify_works_from_the_files_and_notices_a_wrong_plan(files, adapted, tmp_path, capsys):
+    arguments = ["verify", str(files[0]), str(adapted[1])]
+    assert cli._run(arguments) == 0
+    plan = json.loads(adapted[1].with_suffix(".plan.json").read_text())
+    plan["branches"] = []
+    (tmp_path / "wrong.json").write_text(json.dumps(plan))
+    assert cli._run([*arguments, "--plan", str(tmp_path / "wrong.json")]) == 2
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_from_a_journal_with_branches_gone(files, adapted, tmp_path):
+    lines = adapted[1].with_suffix(".jsonl").read_text().splitlines()
+    first = next(n for n, line in enumerate(lines) if 0 in json.loads(line).get("widths", {}).values())
+    assert first < len(lines) - 1
+    output = tmp_path / "again.onnx"
+    journal = output.with_suffix(".jsonl")
+    journal.write_text("\n".join(lines[: first + 1]) + "\n")
+    arguments = [*_arguments(files, output), "--journal", str(journal), "--resume"]
+    assert cli._run(["adapt", *arguments]) == 0
+    assert output.read_bytes() == adapted[1].read_bytes()
+
+
+def test_a_journal_of_a_run_without_depth_is_refused(files, adapted):
+    journal = adapted[1].with_suffix(".jsonl")
+    with pytest.raises(InputError, match="allow_depth"):
+        na.adapt(files[0], BUDGET, data=str(files[1]), journal=journal, resume=True, **OPTIONS)
+
+
+@pytest.mark.parametrize("search", ["mcd", pytest.param("chamnet", marks=pytest.mark.slow)])
+def test_the_other_searches_take_branches_out_too(files, search):
+    found = na.adapt(files[0], BUDGET, data=str(files[1]), search=search, allow_depth=True, **OPTIONS)
+    assert found.report.met
+    assert "branches" in found.report.plan
+
+
+def test_a_network_without_a_branch_is_fine_tuned_like_any_other(files):
+    options = OPTIONS | {"finetune": "steps=4,check_every=2"}
+    found = na.adapt(files[0], BUDGET, data=str(files[1]), allow_depth=True, **options)
+    assert found.report.finetune["history"][-1]["step"] == 4
+    assert "branches" in found.report.plan
+
+
+def test_a_model_without_branches_says_so(little):
+    options = Options(budgets=("macs=0.8x",), data=str(little[1]), allow_depth=True)
+    bench = set_up(little[0], options, "digits", Progress(quiet=True), "")
+    assert any("--allow-depth: no residual branch" in warning for warning in bench.run.warnings)
+    assert all(choice.widths[0] > 0 for choice in bench.choices)
+
+
+def test_masks_cannot_take_branches_out():
+    with pytest.raises(InputError, match="refit"):
+        Options(budgets=("0.5x",), scoring="masked", allow_depth=True)
+
+
+def test_estimates_count_what_is_gone_as_nothing(files):
+    narrowing = by_weight(with_branches(couple(load(files[0]))))
+    choices = narrowing.choices(None, 0.5)
+    feeds = {"x0": np.load(files[1])["x0"][:1]}
+    with Lut.open(":memory:", Target.parse("cpu").fingerprint()) as lut:
+        network = narrowing.measurable(choices, feeds)
+        model = fill(lut, Target.parse("cpu"), network, np.random.default_rng(0), variants=4, off_edges=0)
+    (branch,) = [branch for branch in narrowing.coupling.branches if branch.id == "g3"]
+    names = {node_id(narrowing.graph.model.graph.node[index]) for index in (*branch.nodes, branch.total)}
+    inside = [part for part in model.explain(narrowing.full).parts if names & set(part.nodes)]
+    assert sum(part.us for part in inside) > 0
+    without = [part for part in model.explain({"g3": 0}).parts if names & set(part.nodes)]
+    assert {(part.kind, part.us) for part in without} == {("", 0.0)}
+    others = [part.us for part in model.explain({"g3": 0}).parts if not names & set(part.nodes)]
+    assert others
+    assert model.estimates([{"g3": 0}])[0] == pytest.approx(model.estimate({"g3": 0}))
+    assert all(0 not in edges for edges in network.edges.values())
