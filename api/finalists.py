@@ -7,10 +7,12 @@
 2. So the winner meets some networks of the same cost from the error curves: errors as shares and as amounts, raised to
    powers, over all groups and over those that one layer alone reads; where branches may go whole, also networks that
    keep all of them. Each is refitted front to back, its logits are rescaled, and it is judged on the selection set.
-3. The best one that is within the budget by measurement is taken; the winner is within it already.
+3. The best one that is within the budget by measurement is taken; the winner is within it already. One that measures
+   over it is narrowed by the search from there on, and judged again.
 """
 
-from collections.abc import Iterator, Mapping
+from bisect import insort
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -18,6 +20,7 @@ import numpy as np
 import onnx
 from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.inputs import Feeds
+from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.metrics import is_classifier
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.gram import Statistics
@@ -25,7 +28,7 @@ from onnx_netadapt.passes.recover import apply_weights
 from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.rows import Batches
 from onnx_netadapt.passes.search import Choice, SearchResult, Step
-from onnx_netadapt.passes.search.common import full_widths, over, without_depth
+from onnx_netadapt.passes.search.common import full_widths, key_of, over, without_depth
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.run import Run, one_blas_thread
@@ -40,6 +43,9 @@ of them. Small networks can afford more: with 256 images ResNet20's were told ap
 
 MACS = 8e10
 """Multiply-accumulates of the examples that one finalist may take."""
+
+FARTHEST = 1.08
+"""A finalist that measures over the budget by more than this was not what its estimate promised: it is left out."""
 
 MOST = 8
 """Finalists beside the winner; twice as many where branches may go whole."""
@@ -67,12 +73,15 @@ def settle(
     rescaler = Rescaler(narrowing.coupling, batches) if is_classifier(run.outputs) else None
     scored: list[tuple[float, Mapping[str, int]]] = []
     networks = [dict(result.widths), *rivals]
+
+    def judge(widths: Mapping[str, int]) -> float:
+        return evaluator.score(refitted(narrowing, statistics, widths, batches, rescaler))
+
     with run.progress.phase("refitting finalists") as report, run.timed("finalists"), one_blas_thread():
         for widths in networks:
-            model = refitted(narrowing, statistics, widths, batches, rescaler)
-            scored.append((evaluator.score(model), widths))
+            scored.append((judge(widths), widths))
             report(len(scored), len(networks), f"best {max(score for score, _ in scored):.4f}")
-        return _best_within(searcher, result, scored)
+        return _best_within(searcher, result, scored, judge)
 
 
 def refitted(
@@ -114,22 +123,47 @@ def _scopes(choices: list[Choice], statistics: Statistics) -> list[list[Choice]]
 
 
 def _best_within(
-    searcher: Searcher, result: SearchResult, scored: list[tuple[float, Mapping[str, int]]]
+    searcher: Searcher,
+    result: SearchResult,
+    scored: list[tuple[float, Mapping[str, int]]],
+    judge: Callable[[Mapping[str, int]], float],
 ) -> SearchResult:
     """Rule 3."""
-    limits = lowered(searcher.limits, SURE)
-    for score, widths in sorted(scored, key=lambda item: -item[0]):
-        if widths == result.widths:
-            return result
-        found = SearchResult(widths, searcher.cost.measure(widths), result.steps)
-        if over(found.measured, limits):
+    waiting = sorted(scored, key=lambda item: item[0])
+    within = {key_of(result.widths): result}
+    while True:
+        score, widths = waiting.pop()  # the winner is among them, so that this ends
+        if key_of(widths) in within:
+            return within[key_of(widths)]
+        narrower = _narrowed(searcher, _as_step(searcher, result, scored, score, widths))
+        if narrower is None or key_of(narrower.widths) in within:
             continue
-        measured = searcher.at_length(found)
-        if not over(measured, limits):
-            own = tuple(
-                {"group": "finalist", "width": None, "estimate": dict(searcher.cost(w)), "score": s} for s, w in scored
-            )
-            number = result.steps[-1].number + 1 if result.steps else 0
-            step = Step(number, limits, own, dict(widths), dict(searcher.cost(widths)), measured, score)
-            return replace(result, widths=widths, measured=measured, steps=(*result.steps, step))
-    return result
+        within[key_of(narrower.widths)] = narrower
+        same = narrower.widths == widths
+        insort(waiting, (score if same else judge(narrower.widths), narrower.widths), key=lambda item: item[0])
+
+
+def _as_step(
+    searcher: Searcher,
+    result: SearchResult,
+    scored: list[tuple[float, Mapping[str, int]]],
+    score: float,
+    widths: Mapping[str, int],
+) -> SearchResult:
+    """The search's result with a finalist as its last step."""
+    own = tuple({"group": "finalist", "width": None, "estimate": dict(searcher.cost(w)), "score": s} for s, w in scored)
+    number = result.steps[-1].number + 1 if result.steps else 0
+    limits, measured = lowered(searcher.limits, SURE), searcher.cost.measure(widths)
+    step = Step(number, limits, own, dict(widths), dict(searcher.cost(widths)), measured, score)
+    return replace(result, widths=widths, measured=measured, steps=(*result.steps, step))
+
+
+def _narrowed(searcher: Searcher, finalist: SearchResult) -> SearchResult | None:
+    """The finalist, or what the search makes of it when it is over the budget; None when it is too far over."""
+    if over(finalist.measured, lowered(searcher.limits, SURE * FARTHEST)):
+        return None
+    try:
+        found, met = searcher.confirm(finalist, SURE)
+    except BudgetError:
+        return None
+    return found if met else None

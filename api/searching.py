@@ -83,7 +83,7 @@ class Searcher:
             measured = self.at_length(result)
             if not over(measured, limits):
                 return replace(result, measured=measured), True
-            overshoot = max(measured[name] / limit for name, limit in limits.items() if name in MEASURED)
+            overshoot = max((measured[name] / limit for name, limit in limits.items() if name in MEASURED), default=1.0)
             last = result.steps[-1] if result.steps else None
             past = [] if last is None else [*result.steps[:-1], replace(last, measured=measured)]
             aims = lowered(limits, min(1.0, 1 / overshoot) * (AIM / SURE))
