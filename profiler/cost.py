@@ -131,9 +131,9 @@ class LatencyModel:
             for entry, at in zip(networks, which, strict=True):
                 kinds = entry.attributes["kinds"]
                 read = [kinds[u] for u in self.plan.writers[i]]
-                for what in (mask.skeleton, unit.ops):
-                    self._kinds.learn(what, places[at], kinds[i])
-                    self._kinds.learn(what, (*places[at], *read), kinds[i])
+                for there in {places[at], (*places[at], *read)}:
+                    for what in (mask.skeleton, unit.ops):
+                        self._kinds.learn(what, there, kinds[i])
         for entry in networks:
             told = entry.attributes
             for i, (boundary, kind) in enumerate(zip(self.plan.structure.boundaries, told["layouts"], strict=True)):
