@@ -156,7 +156,7 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
     if note := result.facts.get("predictor", {}).get("fell_back"):
         run.warnings.append(note)
     statistics = bench.statistics
-    if met and statistics and searcher.keywords["pool"] is not None and run.options.search != "multiplier":
+    if met and statistics and searcher.refines:
         result = settle(run, bench.narrowing, statistics, searcher, result, evaluator)
     for ceiling in LOWER:
         model, facts = finish(run, bench.narrowing, bench.statistics, result, evaluator)

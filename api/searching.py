@@ -15,6 +15,7 @@ from onnx_netadapt.passes.search import Choice, Step, load_search
 from onnx_netadapt.passes.search.chamnet import SampleStore
 from onnx_netadapt.passes.search.common import Journal, ListJournal, SearchResult, least_widths, over
 from onnx_netadapt.passes.search.curves import pool_of
+from onnx_netadapt.passes.search.polish import polish
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.scoring import AnyScorer
 
@@ -40,6 +41,13 @@ class Searcher:
     score: AnyScorer
     start: Mapping[str, float]
     keywords: Mapping[str, Any]
+
+    @property
+    def refines(self) -> bool:
+        """Whether networks that the search did not propose may stand in for its result: not for what is published, nor
+        for a width multiplier.
+        """
+        return not self.run.options.published and self.run.options.search != "multiplier"
 
     @property
     def limits(self) -> dict[str, float]:
@@ -77,27 +85,54 @@ class Searcher:
         return search(self.run.graph, self.choices, self.cost, self.score, aims, rng=rng, journal=journal, **keywords)
 
     def confirm(self, result: SearchResult, ceiling: float) -> tuple[SearchResult, bool]:
-        """Measures the winner at length; while it is above the ceiling (a share of the budget) the search goes on."""
+        """Measures the winner at length: while it is above the ceiling (a share of the budget) the search goes on, and
+        what it leaves of the budget is spent as at a search's end.
+        """
         limits = lowered(self.limits, ceiling)
+        within: SearchResult | None = None
         for _ in range(CONFIRMATIONS):
             measured = self.at_length(result)
-            if not over(measured, limits):
-                return replace(result, measured=measured), True
-            overshoot = max((measured[name] / limit for name, limit in limits.items() if name in MEASURED), default=1.0)
-            last = result.steps[-1] if result.steps else None
-            past = [] if last is None else [*result.steps[:-1], replace(last, measured=measured)]
-            aims = lowered(limits, min(1.0, 1 / overshoot) * (AIM / SURE))
-            result = self._search(aims, ListJournal(past), {**self.keywords, "widen": False})
+            excess = over(measured, limits)
+            if within is not None and excess:
+                return within, True
+            if excess:
+                result = self._narrower(result, measured, limits)
+                continue
+            within = replace(result, measured=measured)
+            result = self._wider(within, lowered(limits, AIM / SURE))
+            if result is within:
+                return within, True
+        if within is not None:
+            return within, True
         if self.run.options.best_effort:
             return result, False
         missed = ", ".join(
-            f"{show_amount(name, measured[name])} of {show_amount(name, self.limits[name])}"
-            for name in over(measured, limits)
+            f"{show_amount(name, measured[name])} of {show_amount(name, self.limits[name])}" for name in excess
         )
         raise BudgetError(
             f"the measurements stay above the budget by a hair ({missed}); the machine may be too noisy: "
             "try again when it is quiet, or give a little more budget"
         )
+
+    def _narrower(
+        self, result: SearchResult, measured: Mapping[str, float], limits: Mapping[str, float]
+    ) -> SearchResult:
+        """What the search finds from a result that measured over the limits."""
+        overshoot = max((measured[name] / limit for name, limit in limits.items() if name in MEASURED), default=1.0)
+        past = [] if not result.steps else [*result.steps[:-1], replace(result.steps[-1], measured=measured)]
+        aims = lowered(limits, min(1.0, 1 / overshoot) * (AIM / SURE))
+        return self._search(aims, ListJournal(past), {**self.keywords, "widen": False})
+
+    def _wider(self, result: SearchResult, aims: Mapping[str, float]) -> SearchResult:
+        """A result with what it leaves of the budget spent; the same one when nothing more fits."""
+        if not self.refines or not result.steps:
+            return result
+        present = self.score(result.widths)
+        last = replace(result.steps[-1], widths=result.widths, measured=result.measured, score=present)
+        more = polish(self.choices, self.cost, self.score, aims, last, self.keywords["curves"])
+        if not more:
+            return result
+        return replace(result, widths=more[-1].widths, measured=more[-1].measured, steps=(*result.steps, *more))
 
     def at_length(self, result: SearchResult) -> dict[str, float]:
         """The costs of a result, its latency measured once more, and for longer."""

@@ -44,7 +44,6 @@ from .common import (
     Step,
     Widths,
     full_widths,
-    give_back,
     key_of,
     over,
     require_reachable,
@@ -52,6 +51,7 @@ from .common import (
 )
 from .curves import Pool
 from .genetic import evolve
+from .polish import polish
 from .surrogate import Floats, Surrogate, fit
 
 MOST_GENES = 24
@@ -145,7 +145,7 @@ def search(
     if found is not None:
         journal.add(found)
         steps = [*past, found]
-        for wider in give_back(groups, cost, score, budget, found) if widen else ():
+        for wider in polish(groups, cost, score, budget, found, curves) if widen else ():
             steps.append(wider)
             journal.add(wider)
         return SearchResult(steps[-1].widths, steps[-1].measured, tuple(steps), {"predictor": facts})

@@ -7,7 +7,7 @@
 4. With several rungs (scores from the coarsest to the finest) only the best third goes on from one to the next:
    successive halving (Jamieson and Talwalkar, 2016).
 
-DEVIATION: `give_back` spends what the last step left of the budget. It can be switched off.
+DEVIATION: `polish` spends what the last step left of the budget. It can be switched off.
 DEVIATION: recovery in closed form stands in for short-term fine-tuning (the score does it), because it costs a
 thousandth of the time. DEVIATION: a schedule whose whole reach falls short of the budget is scaled up before the start
 (`reach`); the paper's code runs out of iterations instead (ALGORITHMS A2).
@@ -31,12 +31,12 @@ from .common import (
     Step,
     Widths,
     full_widths,
-    give_back,
     over,
     require_reachable,
     scores_of,
 )
 from .curves import Pool
+from .polish import Curves, polish
 
 DECAY = 0.96
 EASINGS = 4
@@ -109,7 +109,8 @@ def reach(step: float, decay: float, iterations: int | None) -> float:
 class Descent:
     """Everything an iteration needs: `rungs` are scores from the coarsest to the one that decides.
 
-    `goal` is the least of several budgets that one pass goes through: the schedule is laid out for it.
+    `goal` is the least of several budgets that one pass goes through: the schedule is laid out for it. `curves` are the
+    groups' errors by width, for the exchanges at the end.
     """
 
     groups: Sequence[Choice]
@@ -119,6 +120,7 @@ class Descent:
     propose: Propose
     schedule: Schedule
     goal: Mapping[str, float] | None = None
+    curves: Curves | None = None
 
     @property
     def score(self) -> Score:
@@ -145,7 +147,7 @@ class Descent:
             steps.append(taken)
             journal.add(taken)
         if widen and steps:
-            for wider in give_back(self.groups, self.cost, self.score, self.budget, steps[-1]):
+            for wider in polish(self.groups, self.cost, self.score, self.budget, steps[-1], self.curves):
                 widths, measured = dict(wider.widths), wider.measured
                 steps.append(wider)
                 journal.add(wider)

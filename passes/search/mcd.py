@@ -82,7 +82,7 @@ def search(
         return fixed + [Proposal(RANDOM, widths) for widths in drawn if tuple(widths.items()) not in known]
 
     schedule = Schedule(step, decay, iterations)
-    return Descent(groups, cost, (*coarse, score), budget, propose, schedule, goal).run(journal, widen=widen)
+    return Descent(groups, cost, (*coarse, score), budget, propose, schedule, goal, curves).run(journal, widen=widen)
 
 
 class _Drawer:

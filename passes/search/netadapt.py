@@ -18,6 +18,7 @@ from ...ir.graph import Graph
 from .common import Choice, Cost, Journal, Score, SearchResult
 from .curves import Pool
 from .descent import DECAY, Descent, Place, Proposal, Schedule, from_pool, single_groups
+from .polish import Curves
 
 ITERATIONS = 16
 """Iterations that the default schedule is laid out for."""
@@ -38,14 +39,15 @@ def search(
     pool: Pool | None = None,
     iterations: int = ITERATIONS,
     goal: Mapping[str, float] | None = None,
+    curves: Curves | None = None,
     **options: Any,
 ) -> SearchResult:
     """The network within the budget that NetAdapt finds.
 
     `step` is the first reduction as a share of the starting cost (None: laid out for `iterations` steps), `decay` its
     factor from one iteration to the next; `widen` gives unused budget back at the end; `pool` adds whole networks to
-    each iteration's proposals; `goal` is the least budget of a pass through several. With `widen` off and no pool it is
-    the published algorithm. Deterministic: `rng` is unused.
+    each iteration's proposals; `goal` is the least budget of a pass through several; `curves` are errors by
+    width, for the exchanges at the end. With `widen` off and no pool it is the published algorithm. Deterministic: `rng` is unused.
     Raises BudgetError when the budget cannot be reached.
     """
 
@@ -53,4 +55,4 @@ def search(
         return single_groups(groups, cost, place) + from_pool(pool, cost, place)
 
     schedule = Schedule(step, decay, iterations)
-    return Descent(groups, cost, (score,), budget, propose, schedule, goal).run(journal, widen=widen)
+    return Descent(groups, cost, (score,), budget, propose, schedule, goal, curves).run(journal, widen=widen)

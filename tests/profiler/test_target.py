@@ -72,7 +72,7 @@ def test_threads_reach_the_session() -> None:
 def test_fingerprint_is_json_and_tells_targets_apart() -> None:
     one, two = Target().fingerprint(), Target(threads=2).fingerprint()
     assert json.loads(json.dumps(one)) == one
-    assert {k for k in one if one[k] != two[k]} == {"threads"}
+    assert {k for k in one if one[k] != two[k]} == {"threads", "session_options"}
     assert {"onnxruntime", "provider", "provider_options", "session_options", "cpu", "cpu_flags"} <= one.keys()
 
 
@@ -157,3 +157,13 @@ def opening(monkeypatch: pytest.MonkeyPatch, provider: str, assigned: dict[str, 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [provider])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     return opened
+
+
+def test_threads_of_one_model_do_not_spin_while_another_is_measured() -> None:
+    entry, model = "session.force_spinning_stop", MobileNet().build({})
+    two = Target(threads=2)
+    assert two.session(model).get_session_options().get_session_config_entry(entry) == "1"
+    assert two.fingerprint()["session_options"] == {entry: "1"}
+    assert Target().fingerprint()["session_options"] == {}
+    own = two.with_session_options([f"{entry}=0"])
+    assert own.session(model).get_session_options().get_session_config_entry(entry) == "0"

@@ -1,0 +1,141 @@
+"""The end of a search: what is left of the budget is spent, for steps overshoot and unused budget is accuracy.
+
+1. A group is widened, as far as the budget lets it go: of all groups that can, the one of the best score.
+2. When no group can be widened alone, widths are exchanged: one group gives a few widths so that another can take some.
+   The exchanges that fill the budget and lower the summed error of the curves most are scored; the best one is taken if
+   its score is no lower than before.
+3. Every network taken is measured. One that measures over the budget is barred, and another one tried.
+
+Estimates count relative to the present network's, so that their common error cancels.
+DEVIATION: the paper stops at the first network within the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .common import Choice, Cost, Costs, Score, Step, Widths, full_widths, key_of, over, scores_of
+
+SPENT = 0.985
+"""A network of this share of any budget has spent it."""
+
+REACH = 3
+"""Widths that a group gives or takes at most in an exchange."""
+
+ESTIMATES = 30_000
+"""Exchanges whose cost is estimated at most; with more groups each of them reaches less far."""
+
+SCORED = 12
+"""Exchanges that are scored."""
+
+TRIES = 4
+"""Networks that may measure over the budget before the rest of it is left."""
+
+Curves = Mapping[str, NDArray[np.float64]]
+
+
+def polish(
+    groups: Sequence[Choice],
+    cost: Cost,
+    score: Score,
+    budget: Mapping[str, float],
+    taken: Step,
+    curves: Curves | None = None,
+) -> list[Step]:
+    """The steps after `taken` that spend what it leaves of the budget; none when it has spent it.
+
+    `curves` give for each group its error by width (`UnitOrder.error`); without them exchanges are chosen by cost.
+    """
+    place = _Place(groups, cost, score, budget, curves, dict(taken.widths), taken.measured, taken.score)
+    steps: list[Step] = []
+    while not place.spent() and len(place.barred) < TRIES:
+        best = place.best(place.wider()) or place.best(place.exchanged(), place.value)
+        if best is None:
+            break
+        value, widths = best
+        measured = cost.measure(widths)
+        if over(measured, budget):
+            place.barred.add(key_of(widths))
+            continue
+        place.widths, place.measured, place.value = widths, measured, value
+        steps.append(Step(taken.number + 1 + len(steps), dict(budget), (), widths, dict(cost(widths)), measured, value))
+    return steps
+
+
+@dataclass(slots=True)
+class _Place:
+    """The present network, its measured costs and its score."""
+
+    groups: Sequence[Choice]
+    cost: Cost
+    score: Score
+    budget: Mapping[str, float]
+    curves: Curves | None
+    widths: Widths
+    measured: Costs
+    value: float
+    barred: set[tuple[tuple[str, int], ...]] = field(default_factory=set)
+
+    def spent(self) -> bool:
+        """Whether any budget is used up."""
+        return any(self.measured[name] >= SPENT * limit for name, limit in self.budget.items())
+
+    def best(self, networks: Sequence[Widths], least: float = float("-inf")) -> tuple[float, Widths] | None:
+        """The network of the best score, and that score; None when there is none of at least `least`."""
+        scored = zip(scores_of(self.score, networks), networks, strict=True)
+        found = max(scored, key=lambda item: item[0], default=None)
+        return found if found is not None and found[0] >= least else None
+
+    def limits(self) -> dict[str, float]:
+        """The budget in terms of estimates."""
+        present = self.cost(self.widths)
+        return {name: limit * present[name] / max(self.measured[name], 1e-12) for name, limit in self.budget.items()}
+
+    def allowed(self, widths: Widths, limits: Mapping[str, float]) -> bool:
+        """Whether a network may be tried."""
+        return not over(self.cost(widths), limits) and key_of(widths) not in self.barred
+
+    def wider(self) -> list[Widths]:
+        """For each group the network with it as wide as the budget lets it be (rule 1)."""
+        limits = self.limits()
+        found = []
+        for group in self.groups:
+            rising = [w for w in group.widths if w > self.widths[group.id]]
+            for width in reversed(rising):
+                if self.allowed(self.widths | {group.id: width}, limits):
+                    found.append(self.widths | {group.id: width})
+                    break
+        return found
+
+    def exchanged(self) -> list[Widths]:
+        """The exchanges worth scoring (rule 2)."""
+        limits, present = self.limits(), self.cost(self.widths)
+        half = {name: (present[name] + limit) / 2 for name, limit in limits.items()}
+        found = []
+        for widths in self._exchanges():
+            estimate = self.cost(widths)
+            if not over(estimate, limits) and over(estimate, half) and key_of(widths) not in self.barred:
+                fill = max(estimate[name] / limit for name, limit in limits.items())
+                found.append((self._error(widths), -fill, widths))
+        found.sort(key=lambda item: item[:2])
+        return [widths for _, _, widths in found[:SCORED]]
+
+    def _exchanges(self) -> Iterator[Widths]:
+        """Networks with one group wider and another one narrower."""
+        reach = int(np.clip(np.sqrt(ESTIMATES) / max(len(self.groups), 1), 1, REACH))
+        for riser in self.groups:
+            for high in [w for w in riser.widths if w > self.widths[riser.id]][:reach]:
+                for giver in self.groups:
+                    if giver.id != riser.id:
+                        for low in [w for w in giver.widths if w < self.widths[giver.id]][-reach:]:
+                            yield self.widths | {riser.id: high, giver.id: low}
+
+    def _error(self, widths: Widths) -> float:
+        if self.curves is None:
+            return 0.0
+        whole = full_widths(self.groups) | widths
+        return sum(float(self.curves[group.id][whole[group.id]]) for group in self.groups)
