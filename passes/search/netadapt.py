@@ -47,7 +47,8 @@ def search(
     `step` is the first reduction as a share of the starting cost (None: laid out for `iterations` steps), `decay` its
     factor from one iteration to the next; `widen` gives unused budget back at the end; `pool` adds whole networks to
     each iteration's proposals; `goal` is the least budget of a pass through several; `curves` are errors by
-    width, for the exchanges at the end. With `widen` off and no pool it is the published algorithm. Deterministic: `rng` is unused.
+    width, for the exchanges at the end. With `widen` off and no pool it is the published algorithm.
+    Deterministic: `rng` is unused.
     Raises BudgetError when the budget cannot be reached.
     """
 
