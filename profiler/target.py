@@ -36,6 +36,9 @@ _THREADS_OPTION = {"OpenVINOExecutionProvider": "num_of_threads", "XnnpackExecut
 _ON_CALLER = (_CPU, "OpenVINOExecutionProvider")
 """Providers that do all work on the calling thread when they have one thread and the processor to run on."""
 
+_SYNCHRONOUS = (*_ON_CALLER, "XnnpackExecutionProvider")
+"""Providers that come back from a node when it is done, if they have the processor to run on."""
+
 _NEEDS = {"DmlExecutionProvider": {"enable_mem_pattern": "0"}}
 """Session attributes without which a provider does not work (its documentation says so)."""
 
@@ -108,8 +111,13 @@ class Target:
     @property
     def on_caller(self) -> bool:
         """Whether all work is done on the thread that calls `run`, so that its CPU time is the model's."""
+        return self.threads == 1 and self.provider in _ON_CALLER and self.synchronous
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether a node's work is done when the provider comes back from it; it may still fuse all nodes into one."""
         device = dict(self.provider_options).get("device_type", "CPU")
-        return self.threads == 1 and self.provider in _ON_CALLER and device.upper().startswith("CPU")
+        return self.provider in _SYNCHRONOUS and device.upper().startswith("CPU")
 
     def __str__(self) -> str:
         short = next((k for k, v in _SHORT_NAMES.items() if v == self.provider), self.provider)

@@ -65,6 +65,8 @@ def test_times_of_launching_nodes_are_no_times_of_nodes(monkeypatch: pytest.Monk
         return replace(trace(*arguments, **options), inside=0.1)
 
     monkeypatch.setattr(capability_module, "trace", launched)
+    assert surveyed() is Capability.PER_NODE  # the CPU launches nothing: the processor was taken away between nodes
+    monkeypatch.setattr(Target, "synchronous", property(lambda self: False))
     assert surveyed() is Capability.ISOLATED
 
 
