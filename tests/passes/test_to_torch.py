@@ -264,3 +264,27 @@ def test_a_frozen_batch_runs_others_where_nothing_fixes_it() -> None:
     fixed = _weights(text.replace("SHAPE(a)", "Reshape(a, s)"))
     with pytest.raises(RuntimeError):
         _run(to_torch(load(fixed)), {"x": x})
+
+
+def test_strided_depthwise_convolutions_are_exact_within_autocast() -> None:
+    """Their gradients are slow in bfloat16 on processors, so that they run in float32 and hand on bfloat16."""
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        agraph (float[2, 6, 9, 9] x) => (float[2, 6, 5, 5] y) <float[6, 1, 3, 3] w, float[6] b> {
+            y = Conv<pads = [1, 1, 1, 1], strides = [2, 2], group = 6>(x, w, b)
+        }"""
+    model = _weights(text)
+    module, x = to_torch(load(model)), torch.randn(2, 6, 9, 9)
+    plain = module(x)
+    plain.square().sum().backward()
+    wanted = {name: weight.grad.clone() for name, weight in module.weights()}
+    module.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, plain.to(torch.bfloat16))  # rounded once, at the end
+    found.float().square().sum().backward()
+    assert wanted.keys() == {"w", "b"}
+    for name, weight in module.weights():
+        assert weight.grad.dtype == torch.float32
+        assert torch.allclose(weight.grad, wanted[name], rtol=0.05, atol=0.05 * float(wanted[name].abs().max()))
