@@ -1,8 +1,9 @@
 """Nothing that the tool writes is slower than it should be: writes docs/never_slower.md.
 
-    python benchmarks/never_slower.py [--only PART] [--budgets 0.9x,0.75x,0.5x] [--all] [--out docs/never_slower.md]
+    python benchmarks/never_slower.py [--only PART] [--budgets 0.9x,0.75x,0.5x] [--all] [--folder DIR]
+                                      [--out docs/never_slower.md]
 
-Every file of the shared models that runs and takes at least 0.3 ms goes through the main job without fine-tuning and on
+Every file of the shared models (or of another folder) that runs and takes at least 0.3 ms goes through the main job without fine-tuning and on
 a few random inputs, one process for each; the result is then measured against the original in another, fresh process,
 in alternating bursts. Good is a ratio in [0.95, 1.0] of the budget, or exit code 3 with what can be reached, or an exit
 code 2 or 4 that names why the model cannot be pruned or run. Rows that are there are kept and not run again; `--all`
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a file's name")
     parser.add_argument("--budgets", default="0.9x,0.75x,0.5x")
     parser.add_argument("--all", action="store_true", help="run also what is in the document already")
+    parser.add_argument("--folder", type=Path, default=SHARED, help="where the models are")
     parser.add_argument("--out", type=Path, default=Path("docs/never_slower.md"))
     parser.add_argument("--compare", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--examples", nargs=2, help=argparse.SUPPRESS)
@@ -151,14 +153,14 @@ def main() -> None:
     if arguments.compare:
         print(compare(*arguments.compare))
         return
-    if not SHARED.is_dir():
-        sys.exit("the shared models are not beside this checkout: nothing to run")
+    if not arguments.folder.is_dir():
+        sys.exit(f"there are no models in {arguments.folder}: nothing to run")
     import onnxruntime
 
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     head = HEAD.format(machine=machine, ort=onnxruntime.__version__, options=" ".join(FAST), least=LEAST_MS)
     rows = kept_rows(arguments.out)
-    for path in sorted(SHARED.glob("*.onnx")):
+    for path in sorted(arguments.folder.glob("*.onnx")):
         budgets = [b for b in arguments.budgets.split(",") if arguments.all or (path.stem, b) not in rows]
         if arguments.only not in path.stem or not budgets:
             continue

@@ -41,8 +41,8 @@ def _in_bfloat16(x: Any, torch: Any) -> bool:
 def _in_float32(convolve: Any, torch: Any, x: Any, w: Any, b: Any, *rest: Any) -> Any:
     """A convolution outside autocast, its result in the type that the next one wants.
 
-    For depthwise ones with a stride, whose gradients oneDNN computes far slower in bfloat16: 8 times for 576 channels of
-    14x14, 2.2 times over the four of a MobileNetV2 (a processor with AMX, torch 2.13).
+    For depthwise ones with a stride, whose gradients oneDNN computes far slower in bfloat16: 8 times for 576 channels
+    of 14x14, 2.2 times over the four of a MobileNetV2 (a processor with AMX, torch 2.13).
     """
     with torch.autocast("cpu", enabled=False):
         y = convolve(x.float(), w.float(), None if b is None else b.float(), *rest)
