@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .common import Choice, Cost, Costs, Score, Step, Widths, full_widths, key_of, over, scores_of
 
-SPENT = 0.985
+SPENT = 0.99
 """A network of this share of any budget has spent it."""
 
 REACH = 3
