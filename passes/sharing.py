@@ -30,6 +30,9 @@ OPENING_MACS = 10e6
 cutting and opening what stands before and behind a start, and 80 million multiply-accumulates a millisecond).
 """
 
+HELD_BYTES = 256_000_000
+"""The models of all parts are held at once: of a large model there are no more than this holds (at least one)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -66,7 +69,8 @@ def shared(coupling: Coupling, places: Places, base: Base, networks: Sequence[Ke
     first = np.where(ones, len(graph.nodes), readers).min(axis=1)
     live = _live(graph)
     usable = [0, *(at for at in np.unique(readers).tolist() if at and _can_start(coupling, live[at]))]
-    starts = _starts(graph, base.macs, usable, first, examples)
+    most = max(1, HELD_BYTES // max(base.model.ByteSize(), 1))
+    starts = _starts(graph, base.macs, usable[:: -(-len(usable) // most)], first, examples)
     parts: list[Part] = []
     fed = tuple(port.name for port in graph.inputs)
     for start in np.unique(starts).tolist():

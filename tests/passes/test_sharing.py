@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx_netadapt.ir import TargetError, load
 from onnx_netadapt.models.digits import digits, digits_model
 from onnx_netadapt.network import by_weight
+from onnx_netadapt.passes import sharing
 from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.equivalence import run_plain
 from onnx_netadapt.passes.masks import NotMasked, mask_places
@@ -115,6 +116,13 @@ def test_on_few_examples_no_start_is_worth_its_session():
     coupling, feeds = digits_case()
     networks = singles(coupling, {}, 0.5)
     assert len(assert_all_are_the_networks_cut_out(coupling, networks, feeds, 1)) == 1
+
+
+def test_of_a_large_model_no_more_parts_are_held_than_fit(monkeypatch):
+    coupling, feeds = digits_case()
+    monkeypatch.setattr(sharing, "HELD_BYTES", 3 * coupling.graph.model.ByteSize())
+    parts = assert_all_are_the_networks_cut_out(coupling, singles(coupling, {}, 0.5), feeds, MANY)
+    assert 1 < len(parts) <= 3
 
 
 def test_equal_networks_need_no_masks_and_one_run():
