@@ -1,7 +1,7 @@
 """Running models over sets of examples, and scoring them against the original."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from onnx_netadapt.inputs import Data, Feeds, Indices
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph
 from onnx_netadapt.metrics import Metric, Outputs
+from onnx_netadapt.passes.sharing import Part
 from onnx_netadapt.profiler import Target
 
 Array = NDArray[Any]
@@ -52,6 +53,12 @@ class Runner:
         """The outputs for one batch."""
         outputs: list[Array] = self._session.run(None, feeds)
         return outputs
+
+    def named(self, feeds: Feeds) -> dict[str, Array]:
+        """The outputs by name, for feeds among which there may be more than the model takes."""
+        taken = {port.name for port in self._session.get_inputs()}
+        names = [port.name for port in self._session.get_outputs()]
+        return dict(zip(names, self({name: feeds[name] for name in taken}), strict=True))
 
 
 class Evaluator:
@@ -98,20 +105,47 @@ class Evaluator:
 
         A model that takes any batch gets ROWS examples at once, several rows beside each other.
         """
-        number = len(next(iter(rows.values())))
-        tallies = [_Tally(self.metric) for _ in range(number)]
-        fixed = any(port.dims and port.dims[0] is not None for port in self.graph.inputs)
+        tallies = [_Tally(self.metric) for _ in range(len(next(iter(rows.values()))))]
         for feeds, labels, count, original in self._reference():
-            size = max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
-            step = 1 if fixed else max(1, ROWS // size)
-            for start in range(0, number, step):
-                own = {name: np.repeat(value[start : start + step], size, axis=0) for name, value in rows.items()}
-                beside = min(step, number - start)
-                outputs = run({name: np.concatenate([value] * beside) for name, value in feeds.items()} | own)
-                parts = [np.split(array, beside) for array in outputs]
-                for place in range(beside):
-                    tallies[start + place].add([part[place] for part in parts], original, labels, count)
+            for row, outputs in self._beside(run, feeds, rows, len(tallies)):
+                tallies[row].add(outputs, original, labels, count)
         return [tally.mean() for tally in tallies]
+
+    def score_shared(self, parts: Sequence[Part]) -> list[float]:
+        """A score for each network of the parts; what they have in common is run once."""
+        tallies = {row: _Tally(self.metric) for part in parts for row in part.rows}
+        leads = [None if part.lead is None else Runner(part.lead) for part in parts]
+        runs = [Runner(part.model) for part in parts]
+        for feeds, labels, count, original in self._reference():
+            for part, lead, run in zip(parts, leads, runs, strict=True):
+                made = {} if lead is None else lead.named(feeds)
+                feeds = {name: made[name] if name in made else feeds[name] for name in part.fed}
+                for row, outputs in self._beside(run, feeds, part.masks, len(part.rows)):
+                    tallies[part.rows[row]].add(outputs, original, labels, count)
+        return [tallies[row].mean() for row in range(len(tallies))]
+
+    def _beside(
+        self, run: Runner, feeds: Feeds, rows: Mapping[str, Array], number: int
+    ) -> Iterator[tuple[int, list[Array]]]:
+        """Every row with its outputs for a batch; without inputs of their own all rows have the same."""
+        if not rows:
+            outputs = run(feeds)
+            yield from ((row, outputs) for row in range(number))
+            return
+        fixed = any(port.dims and port.dims[0] is not None for port in self.graph.inputs)
+        size = max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+        step = 1 if fixed else max(1, ROWS // size)
+        if step == 1:
+            for row in range(number):
+                own = {name: value[row : row + 1] for name, value in rows.items()}
+                yield row, run({**feeds, **({n: np.repeat(v, size, axis=0) for n, v in own.items()} if fixed else own)})
+            return
+        for start in range(0, number, step):
+            own = {name: np.repeat(value[start : start + step], size, axis=0) for name, value in rows.items()}
+            beside = min(step, number - start)
+            outputs = run({name: np.concatenate([value] * beside) for name, value in feeds.items()} | own)
+            parts = [np.split(array, beside) for array in outputs]
+            yield from ((start + place, [part[place] for part in parts]) for place in range(beside))
 
 
 class _Tally:

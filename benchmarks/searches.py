@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ SEARCHES = {
     "chamnet": ["--search", "chamnet"],
 }
 MASKED_PROPOSALS = 64
+Kind = Callable[[dict[str, int], np.random.Generator], dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,32 @@ def line(net: Network, search: str, target: str, seed: int, reports: list[dict[s
     )
 
 
-def masked_line(net: Network, examples: int, repeats: int = 3) -> str:
+def all_groups(full: dict[str, int], rng: np.random.Generator) -> dict[str, int]:
+    """A network whose groups all keep shares of their own."""
+    return {name: max(1, int(width * rng.uniform(0.4, 1))) for name, width in full.items()}
+
+
+def one_group(full: dict[str, int], rng: np.random.Generator) -> dict[str, int]:
+    """What `netadapt` proposes: one group narrower than a network that keeps three quarters of everything."""
+    present = {name: max(1, 3 * width // 4) for name, width in full.items()}
+    name = str(rng.choice([name for name, width in present.items() if width > 1]))
+    return present | {name: int(rng.integers((present[name] + 1) // 2, present[name]))}
+
+
+def proposals(kind: Kind, full: dict[str, int], rng: np.random.Generator) -> list[dict[str, int]]:
+    """Distinct networks of a kind."""
+    found: dict[tuple[int, ...], dict[str, int]] = {}
+    while len(found) < MASKED_PROPOSALS:
+        widths = kind(full, rng)
+        found[tuple(widths.values())] = widths
+    return list(found.values())
+
+
+KINDS = {"all groups": all_groups, "one group": one_group}
+MASKED_EXAMPLES = (4, 16, 64)
+
+
+def masked_line(net: Network, kind: str, examples: int, repeats: int = 3) -> str:
     """How many times faster masked proposals are scored than networks that are built, opened and run."""
     from onnx_netadapt.evaluate import Evaluator
     from onnx_netadapt.inputs import Data
@@ -137,10 +164,7 @@ def masked_line(net: Network, examples: int, repeats: int = 3) -> str:
     x = rng.standard_normal((examples, *graph.shapes[port.name][1:])).astype(np.float32)
     data = Data(examples, None, lambda at: {port.name: x[at]}, "random inputs")
     evaluator = Evaluator(graph, data, np.arange(examples), metric_of("fidelity"))
-    full = narrowing.full
-    networks = [
-        {name: max(1, int(w * rng.uniform(0.4, 1))) for name, w in full.items()} for _ in range(MASKED_PROPOSALS)
-    ]
+    networks = proposals(KINDS[kind], narrowing.full, rng)
     seconds: dict[str, list[float]] = {"masked": [], "sliced": []}
     for _ in range(repeats):
         scorer = MaskedScorer(narrowing, evaluator)
@@ -153,7 +177,7 @@ def masked_line(net: Network, examples: int, repeats: int = 3) -> str:
     own, other = (float(np.median(seconds[name])) for name in ("masked", "sliced"))
     worst = float(np.max(np.abs(np.array(masked) - np.array(sliced))))
     same = "yes" if int(np.argmax(masked)) == int(np.argmax(sliced)) else "NO"
-    return f"| {net.name} | {examples} | {own:.2f} | {other:.2f} | {other / own:.1f} | {worst:.1e} | {same} |"
+    return f"| {net.name} | {kind} | {examples} | {own:.2f} | {other:.2f} | {other / own:.1f} | {worst:.1e} | {same} |"
 
 
 HEAD = """# Searches
@@ -173,8 +197,8 @@ MASKED_HEAD = f"""
 
 Processor seconds, median of three, in alternation; "difference" is the largest of two scores of one network.
 
-| network | examples | masked s | built, opened and run s | ratio | difference | same best |
-|---|---|---|---|---|---|---|
+| network | narrowed | examples | masked s | built, opened and run s | ratio | difference | same best |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -205,8 +229,9 @@ def main() -> None:
                         row = line(net, search, target, seed, run(net, search, budgets, target, seed, folder))
                         print(row, flush=True)
                         text += row + "\n"
-            for examples in (4, 16):
-                masked += masked_line(net, examples) + "\n"
+            for kind in KINDS:
+                for examples in MASKED_EXAMPLES:
+                    masked += masked_line(net, kind, examples) + "\n"
     print(masked)
     asked.out.write_text(text + masked)
 

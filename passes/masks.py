@@ -7,9 +7,8 @@
 2. A mask is an input of shape (batch, 1, .., positions, .., 1): every example of a batch carries its own network, so
    that one batch evaluates many proposals without a graph built or a session opened for any (the idea of NetAdaptV2's
    ordered dropout, there for training).
-3. Masks save no arithmetic: a proposal costs as much as the original. They pay where building a network costs more
-   than running it on the examples at hand (64 proposals of ResNet20 took 5.4 times less time of one core at 4 examples,
-   3.6 at 8, 2.3 at 16, 1.2 at 64), and on devices that are not filled by one of them.
+3. Masks save no arithmetic: a proposal costs as much as the network that is masked, the `base`, from which units that
+   no proposal keeps may be cut out first. What proposals have in common is run once: see `sharing`.
 
 Weights are those of the original: a network whose weights are refitted for its widths is another one (`recover`).
 """
@@ -17,7 +16,7 @@ Weights are those of the original: a network whose weights are refitted for its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,18 +46,21 @@ class MaskInput:
 
 @dataclass(frozen=True, slots=True)
 class MaskedModel:
-    """A model with a mask in front of every sum over units."""
+    """A model with a mask in front of every sum over units; `base` are the units that it has at all."""
 
     coupling: Coupling
     model: onnx.ModelProto
     inputs: tuple[MaskInput, ...]
+    base: Kept = field(default_factory=dict)
 
     def feeds(self, kept: Sequence[Kept]) -> dict[str, Mask]:
         """The masks by input name, one row for each choice of kept units (groups not named stay whole)."""
         removed = [self.coupling.removed_units(choice) for choice in kept]
+        absent = self.coupling.removed_units(self.base)
         found = {}
         for item in self.inputs:
-            rows = np.stack([self.coupling.positions(item.axis, mask) for mask in removed])
+            here = self.coupling.positions(item.axis, absent)
+            rows = np.stack([self.coupling.positions(item.axis, mask)[here] for mask in removed])
             number = item.axis[1]
             found[item.name] = rows.reshape(len(kept), *(1,) * (number - 1), -1, *(1,) * (item.rank - number - 1))
             found[item.name] = found[item.name].astype(item.dtype)
@@ -99,8 +101,18 @@ class NotMasked:
     reason: str
 
 
+Places = Mapping[Axis, Sequence[tuple[Node, int]]]
+"""The axes that need a mask, with the nodes and slots that read them."""
+
+
 def masked(coupling: Coupling) -> MaskedModel | NotMasked:
     """The masked model of a coupled graph; NotMasked with the reason where a sum cannot have a mask in front of it."""
+    places = mask_places(coupling)
+    return places if isinstance(places, NotMasked) else with_masks(coupling, places)
+
+
+def mask_places(coupling: Coupling) -> Places | NotMasked:
+    """Where masks stand (rule 1)."""
     graph = coupling.graph
     wanted: dict[Axis, list[tuple[Node, int]]] = {}
     for index in sorted({item.node for item in coupling.relations.contracts}):
@@ -115,9 +127,7 @@ def masked(coupling: Coupling) -> MaskedModel | NotMasked:
             if problem:
                 return NotMasked(f"{node.label}: {problem}")
             wanted.setdefault(axis, []).append((node, slot))
-    if not wanted:
-        return NotMasked("no node sums over removable channels")
-    return _rewritten(coupling, wanted)
+    return wanted or NotMasked("no node sums over removable channels")
 
 
 def _sums_units(coupling: Coupling, index: int) -> bool:
@@ -142,42 +152,52 @@ def _places(coupling: Coupling, node: Node) -> list[tuple[Axis, int]] | NotMaske
 
 def _problem(coupling: Coupling, axis: Axis) -> str:
     """Why a tensor cannot be masked per example; "" when it can."""
-    graph, (name, number) = coupling.graph, axis
-    shape, ports = graph.shapes[name], graph.inputs
-    if graph.dtypes.get(name) not in FLOATS:
+    name, number = axis
+    if coupling.graph.dtypes.get(name) not in FLOATS:
         return f"'{name}' is not of a float type"
-    batches = {graph.shapes[port.name][0] for port in ports if graph.shapes[port.name]}
-    if number == 0 or len(batches) != 1 or shape[0] not in batches:
+    if number == 0 or not counts_examples(coupling, name):
         return f"the first axis of '{name}' does not count examples"
-    if all(port.dims and port.dims[0] is None for port in ports):
-        longer = coupling.opened.shapes.get(name, shape)[0]
-        if longer != shape[0] + 1:
-            return f"the first axis of '{name}' does not count examples"
     return ""
 
 
-def _rewritten(coupling: Coupling, wanted: Mapping[Axis, Sequence[tuple[Node, int]]]) -> MaskedModel:
+def counts_examples(coupling: Coupling, name: str) -> bool:
+    """Whether the first axis of a tensor is as long as that of every input, also when that changes."""
     graph = coupling.graph
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    shape, ports = graph.shapes.get(name, ()), graph.inputs
+    batches = {graph.shapes[port.name][0] for port in ports if graph.shapes[port.name]}
+    if len(batches) != 1 or not shape or shape[0] not in batches:
+        return False
+    open_batch = all(port.dims and port.dims[0] is None for port in ports)
+    return not open_batch or coupling.opened.shapes.get(name, shape)[0] == shape[0] + 1
+
+
+def with_masks(
+    coupling: Coupling, places: Places, base: Kept | None = None, model: onnx.ModelProto | None = None
+) -> MaskedModel:
+    """The model with masks at these places; `model` is the graph's with only the units of `base` (None: all)."""
+    graph, base = coupling.graph, base or {}
+    absent = coupling.removed_units(base)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph.model if model is None else model)
     before: dict[int, list[onnx.NodeProto]] = {}
     inputs = []
-    for number, (axis, places) in enumerate(wanted.items()):
+    for number, (axis, readers) in enumerate(places.items()):
         item = _input(graph, axis, number)
         product = f"{item.name}_product"
-        first = min(node.index for node, _ in places)
+        first = min(node.index for node, _ in readers)
         before.setdefault(first, []).append(helper.make_node("Mul", [axis[0], item.name], [product], name=product))
-        for node, slot in places:
-            model.graph.node[node.index].input[slot] = product
-        dims = ["masks", *[1] * (axis[1] - 1), graph.shapes[axis[0]][axis[1]], *[1] * (item.rank - axis[1] - 1)]
+        for node, slot in readers:
+            changed.graph.node[node.index].input[slot] = product
+        length = int(coupling.positions(axis, absent).sum())
+        dims = ["masks", *[1] * (axis[1] - 1), length, *[1] * (item.rank - axis[1] - 1)]
         kind = graph.dtypes[axis[0]]
-        model.graph.input.append(helper.make_tensor_value_info(item.name, kind, _fixed(graph, dims)))
+        changed.graph.input.append(helper.make_tensor_value_info(item.name, kind, _fixed(graph, dims)))
         inputs.append(item)
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
+    nodes = list(changed.graph.node)
+    del changed.graph.node[:]
     for index, node in enumerate(nodes):
-        model.graph.node.extend([*before.get(index, ()), node])
-    return MaskedModel(coupling, model, tuple(inputs))
+        changed.graph.node.extend([*before.get(index, ()), node])
+    return MaskedModel(coupling, changed, tuple(inputs), base)
 
 
 def _input(graph: Graph, axis: Axis, number: int) -> MaskInput:

@@ -97,6 +97,17 @@ def test_masks_of_ones_change_nothing_and_a_wrong_mask_is_seen():
     assert any(not np.allclose(outputs[row], wanted[row][row], atol=1e-3) for row in range(4))
 
 
+def all_groups(full, rng):
+    return {name: max(1, int(width * rng.uniform(0.7, 1))) for name, width in full.items()}
+
+
+def one_group(full, rng):
+    """A step of `netadapt` from a network that is narrow already."""
+    present = {name: max(1, 3 * width // 4) for name, width in full.items()}
+    name = str(rng.choice(list(full)))
+    return present | {name: int(rng.integers(1, present[name] + 1))}
+
+
 @pytest.mark.parametrize(
     "metric",
     [
@@ -105,7 +116,8 @@ def test_masks_of_ones_change_nothing_and_a_wrong_mask_is_seen():
         pytest.param("onnx_netadapt.metrics:_classes_agree", marks=pytest.mark.slow),
     ],
 )
-def test_64_masked_proposals_score_as_64_networks_that_are_cut_out(metric, monkeypatch):
+@pytest.mark.parametrize("kind", [all_groups, one_group])
+def test_64_masked_proposals_score_as_64_networks_that_are_cut_out(metric, kind, monkeypatch):
     from onnx_netadapt import metrics
 
     monkeypatch.setattr(metrics, "_classes_agree", lambda outputs, y: np.mean(outputs[0].argmax(1) == y), raising=False)
@@ -115,9 +127,25 @@ def test_64_masked_proposals_score_as_64_networks_that_are_cut_out(metric, monke
     data = data_of(graph, made.x.astype(np.float32), made.y)
     evaluator = Evaluator(graph, data, made.test[:40], metric_of(metric))
     rng = np.random.default_rng(0)
-    networks = [
-        {name: max(1, int(width * rng.uniform(0.7, 1))) for name, width in narrowing.full.items()} for _ in range(64)
-    ]
+    networks = [kind(narrowing.full, rng) for _ in range(64)]
+    found = MaskedScorer(narrowing, evaluator).many(networks)
+    wanted = [evaluator.score(narrowing.build(widths)) for widths in networks]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.argmax(found) == np.argmax(wanted)
+    assert len(set(wanted)) > (5 if kind is all_groups else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [all_groups, one_group])
+@pytest.mark.parametrize("examples", [4, 40])
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared models are not here")
+def test_64_masked_proposals_of_a_residual_network(kind, examples):
+    graph = load(SHARED / "derived_torch_cifar10_resnet20.onnx")
+    narrowing = by_weight(couple(graph))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((examples, 3, 32, 32)).astype(np.float32)
+    evaluator = Evaluator(graph, data_of(graph, x), np.arange(examples), metric_of("fidelity"))
+    networks = [kind(narrowing.full, rng) for _ in range(64)]
     found = MaskedScorer(narrowing, evaluator).many(networks)
     wanted = [evaluator.score(narrowing.build(widths)) for widths in networks]
     np.testing.assert_allclose(found, wanted, atol=1e-4)
