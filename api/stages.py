@@ -71,20 +71,10 @@ def sized_runs(run: Run, wanted: Range) -> list[tuple[InputSize | None, Run]]:
         if isinstance(graph, str):
             reasons[size] = graph
             continue
-        apart = run.report_data is not run.data
-        found.append(
-            (
-                size,
-                replace(
-                    run,
-                    graph=graph,
-                    data=data,
-                    report_data=data_at(run.report_data, size) if apart else data,
-                    feeds=measuring_feeds(graph, data),
-                    original=run,
-                ),
-            )
-        )
+        report_data = data if run.report_data is run.data else data_at(run.report_data, size)
+        feeds = measuring_feeds(graph, data)
+        at_size = replace(run, graph=graph, data=data, report_data=report_data, feeds=feeds, original=run)
+        found.append((size, at_size))
     if len(found) == 1:
         raise refused(wanted, own, reasons)
     run.warnings += [f"{wanted}: an input of {size} is left out: {reason}" for size, reason in reasons.items()]

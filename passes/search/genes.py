@@ -107,4 +107,4 @@ def _place(widths: Sequence[int], width: int) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     """The mean; 0 where nothing is left."""
-    return float(np.mean(values)) if len(values) else 0.0
+    return sum(values) / len(values) if values else 0.0
