@@ -24,12 +24,13 @@ from onnx_netadapt.metrics import is_classifier
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.recover import apply_weights
-from onnx_netadapt.passes.rescale import Rescaler, Teacher
+from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.rows import Batches
 from onnx_netadapt.passes.search import Choice, SearchResult, Step
 from onnx_netadapt.passes.search.common import full_widths, key_of, over, without_depth
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.searching import AIM, SURE, Searcher, lowered
 from onnx_netadapt.stages import At, Stage, groups_of, resolution_of

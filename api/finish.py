@@ -14,8 +14,9 @@ from onnx_netadapt.passes.equivalence import check
 from onnx_netadapt.passes.finetune_task import features_of
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
-from onnx_netadapt.passes.rescale import Rescaler, Teacher
+from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
 from onnx_netadapt.run import Run, one_blas_thread
@@ -45,7 +46,7 @@ def finish(
     tuned: Mapping[str, Any] = {"said": "none", "reason": "nothing was removed"}
     if statistics is None and not wanted(run.options):
         tuned = {"said": "none", "reason": "the weights were trained to serve every width (train-elastic)"}
-    elif pruned.plan["groups"] or "branches" in pruned.plan:
+    elif pruned.plan["groups"] or "branches" in pruned.plan or run.original is not None:
         with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
             features = features_of(narrowing.coupling, narrowing.kept(widths))
             task = Distillation(recovered.start, recovered.finish, features, model, scores[best])
@@ -83,11 +84,13 @@ def _refitted(
     """The sliced model, and the same with weights refitted in closed form, one way and the other."""
     coupling, kept = narrowing.coupling, narrowing.kept(widths)
     candidates = {"sliced": sliced}
-    if not kept or statistics is None:
+    if statistics is None or not (kept or run.original):
         return _Recovered(candidates, sliced, lambda model: model)
-    candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
-    weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
-    start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
+    start = sliced
+    if kept:
+        candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
+        weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
+        start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
     if not is_classifier(run.outputs):
         return _Recovered(candidates, start, lambda model: model)
     rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES, teacher_of(run))

@@ -19,6 +19,7 @@ from .consumers import Consumer, consumers_of
 from .coupling import Coupling
 from .recover import Weights, apply_weights, constants_of
 from .rows import Batches, Runner, pieces
+from .teacher import Teacher
 
 MAX_EXAMPLES = 4000
 HELD_OUT = 3  # every third example
@@ -33,14 +34,6 @@ def rescale_logits(coupling: Coupling, pruned: onnx.ModelProto, batches: Batches
     MAX_EXAMPLES examples are read.
     """
     return Rescaler(coupling, batches)(pruned)
-
-
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """The original as it gives the logits to aim at, with the same examples as it sees them: at its own input size."""
-
-    graph: Graph
-    batches: Batches
 
 
 @dataclass(slots=True)

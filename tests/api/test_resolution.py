@@ -1,6 +1,7 @@
 """`--resolution`: the size of the input as one more gene of chamnet, on networks small enough to try every size."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from net import Net
 from onnx_netadapt import cli
 from onnx_netadapt.data import load_data
+from onnx_netadapt.distill import Distillation, distill
 from onnx_netadapt.ir import load
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.load import reshaped
 from onnx_netadapt.options import Options
+from onnx_netadapt.passes.images import augmented
 from onnx_netadapt.passes.search import chamnet
 from onnx_netadapt.pipeline import set_up
 from onnx_netadapt.progress import Progress
@@ -180,6 +183,30 @@ def test_finalists_and_training_run_at_the_size_that_was_chosen(files):
     assert any(row["group"] == "finalist" for step in found.report.history for row in step["proposals"])
     side = found.report.resolution["after"][0]
     assert found.model.graph.input[0].type.tensor_type.shape.dim[2].dim_value == side
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_training_aims_at_the_outputs_of_the_original_at_its_own_size(files, bench, augment):
+    """The whole network at a smaller input starts as its own original: only the larger original can teach it more."""
+    (stage,) = [stage for stage in bench.stages if stage.size.resolution == 16]
+    run = replace(stage.run, options=replace(bench.run.options, finetune=f"steps=30,augment={int(augment)}"))
+    graph = stage.run.graph
+    start = stage.evaluator.score(graph.model)
+    task = Distillation(graph.model, lambda model: model, (), graph.model, start)
+    model, told = distill(run, task, stage.evaluator, lambda *_: None)
+    alone, _ = distill(replace(run, original=None), task, stage.evaluator, lambda *_: None)
+    assert told["improved"]
+    assert stage.evaluator.score(model) - start > 2 * (stage.evaluator.score(alone) - start)
+
+
+def test_views_of_two_sizes_are_of_the_same_part_of_the_image():
+    rng = np.random.default_rng(3)
+    coarse = np.kron(rng.standard_normal((5, 3, 4, 4)), np.ones((8, 8))).astype(np.float32)
+    small = resized(coarse, InputSize("x", (1, 3, 16, 16), (2, 3)))
+    views, others = (augmented(images, np.random.default_rng(7)) for images in (coarse, small))
+    again = resized(views, InputSize("x", (1, 3, 16, 16), (2, 3)))
+    assert np.corrcoef(again.ravel(), others.ravel())[0, 1] > 0.95
+    assert np.corrcoef(again.ravel(), small.ravel())[0, 1] < 0.8
 
 
 def test_scores_and_costs_at_every_size_refer_to_the_original_at_its_own(bench):
