@@ -95,6 +95,9 @@ def adapt_command(
     predictor: Annotated[
         Path | None, typer.Option("--predictor", help="chamnet: file of scored samples to use and extend")
     ] = None,
+    resolution: Annotated[
+        str | None, typer.Option("--resolution", help="chamnet: sizes the input may take, 96..224 [:32], in pixels")
+    ] = None,
     meter: Annotated[
         str | None, typer.Option("--meter", help="package.module:function that returns the joules counted so far")
     ] = None,
@@ -121,8 +124,8 @@ def adapt_command(
         target=_target(target, session_option), search=search, finetune=finetune, loss=loss, train=train,
         shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude), only=tuple(only), renormalize=renormalize,
         allow_depth=allow_depth, min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume,
-        best_effort=best_effort,
-        published=published, scoring=scoring, predictor=predictor, meter=meter, elastic=elastic, seed=seed,
+        best_effort=best_effort, published=published, scoring=scoring, predictor=predictor,
+        resolution=resolution, meter=meter, elastic=elastic, seed=seed,
     )  # fmt: skip
     command = " ".join(["onnx-netadapt", *sys.argv[1:]])
     told: dict[str, Any] = {"name": str(model), "progress": Progress(quiet=quiet), "command": command}

@@ -14,7 +14,7 @@ from onnx_netadapt.elastic_record import narrowing_of, wanted_record, without_re
 from onnx_netadapt.ir.errors import InputError, TargetError
 from onnx_netadapt.ir.external import Lazy, Weights, byte_size, split
 from onnx_netadapt.ir.graph import Constant, Graph, Shape
-from onnx_netadapt.ir.load import Source, files_of, load, parts, read_apart
+from onnx_netadapt.ir.load import Source, files_of, load, parts, read_apart, reshaped
 from onnx_netadapt.ir.write import PROTOBUF_LIMIT, Array, move_files, save, write_files
 from onnx_netadapt.network import Narrowing, by_weight, check_prunable, means_note, selected_groups, why_whole
 from onnx_netadapt.passes.coupling import couple
@@ -24,6 +24,7 @@ from onnx_netadapt.paths import check_output
 from onnx_netadapt.profiler import Accuracy, LatencyModel, Lut, Target, accuracy, appraise, fill, measure, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import write_json
+from onnx_netadapt.resolution import InputSize, data_at, planned_size
 from onnx_netadapt.summary import latency_facts
 
 Shapes = Mapping[str, Shape]
@@ -334,10 +335,13 @@ def verify_models(
     """The zeroing check, from the plan alone; weights that were refined are set back to the original's first."""
     graph = load(original, shapes=shapes, on_disk=True)
     try:
+        size = planned_size(graph, plan)
+        feeds = _verify_feeds(graph, size, data, preprocess)
+        graph = graph if size is None else reshaped(graph, size.name, size.shape)
         small, refined, problem = unrefined(graph, *read_apart(pruned), plan)
         if problem:
             return Verification(False, float("inf"), 0.0, 0, refined, problem)
-        found = _checked(graph, *small, plan, _verify_feeds(graph, data, preprocess))
+        found = _checked(graph, *small, plan, feeds)
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"the plan does not fit the original: {error!r}; is it the plan of this model?") from error
     return Verification(found.passed, found.worst, found.tolerance, found.samples, refined)
@@ -405,12 +409,16 @@ def _without(constant: Constant, gone: Mapping[int, set[int]]) -> Array:
     return array
 
 
-def _verify_feeds(graph: Graph, data: str | None, preprocess: str | None) -> list[dict[str, Any]]:
+def _verify_feeds(
+    graph: Graph, planned: InputSize | None, data: str | None, preprocess: str | None
+) -> list[dict[str, Any]]:
+    """Inputs for the check, at the size that the plan goes with."""
     if data is None:
-        return random_feeds(graph, 4)
+        return random_feeds(graph if planned is None else reshaped(graph, planned.name, planned.shape), 4)
     from onnx_netadapt.data import load_data
 
     inputs = {port.name: (port.dims, onnx.helper.tensor_dtype_to_np_dtype(port.dtype)) for port in graph.inputs}
     found = load_data(data, inputs, preprocess)
+    found = found if planned is None else data_at(found, planned)
     size = graph.shapes[graph.inputs[0].name][0]
     return [found.read(np.arange(place, place + size) % found.n) for place in range(0, min(found.n, 4 * size), size)]

@@ -31,18 +31,26 @@ class NetworkCost:
     in bytes.
 
     A latency is measured in alternation with the original and told as its multiple, so that a change of the machine's
-    speed does not count (LATENCY 2).
+    speed does not count (LATENCY 2). `original` is what it is measured against, with its inputs, where that is not the
+    narrowed network at its full width: it has another input size then; `start` is its latency.
     """
 
     def __init__(
-        self, narrowing: Narrowing, target: Target, feeds: Feeds, resources: Sequence[str], start: Latency
+        self,
+        narrowing: Narrowing,
+        target: Target,
+        feeds: Feeds,
+        resources: Sequence[str],
+        start: Latency,
+        original: tuple[onnx.ModelProto, Feeds] | None = None,
     ) -> None:
         self.narrowing, self.target, self.feeds = narrowing, target, feeds
+        self.original = original or (narrowing.graph.model, feeds)
         self.resources = tuple(resources)
         self.start = start
         self.latency: LatencyModel | None = None
         self.energy: EnergyModel | None = None
-        self._original = runner(narrowing.graph.model, target, feeds)
+        self._original = runner(self.original[0], target, self.original[1])
         self._overhead = narrowing.graph.model.ByteSize() - narrowing.sizes.weight_bytes(narrowing.full)
         self._liveness = Liveness.of(narrowing.graph.model)
         self._known: dict[tuple[tuple[str, int], ...], dict[str, float]] = {}
@@ -97,7 +105,19 @@ class NetworkCost:
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> tuple[Latency, Latency]:
         """The latencies of the original and of a model, measured in alternation and at length."""
-        before, after = measure_many(
-            [self.narrowing.graph.model, model], self.target, [self.feeds, self.feeds], min_seconds=seconds
-        )
+        original, feeds = self.original
+        before, after = measure_many([original, model], self.target, [feeds, self.feeds], min_seconds=seconds)
         return before, after
+
+    def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
+        """What is noisy of the costs, measured once more and for longer.
+
+        A latency whose budget is `relative` to the original's is told at the speed that the start was measured at.
+        """
+        model, found = self.narrowing.build(widths), {}
+        if "latency" in self.resources:
+            before, after = self.final(model)
+            found["latency"] = after.median_ms * (self.start.median_ms / before.median_ms if relative else 1.0)
+        if self.energy is not None:
+            found["energy"] = self.energy.of(model).median_mj
+        return found

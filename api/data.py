@@ -10,7 +10,7 @@ from onnx_netadapt.functions import function_arrays
 from onnx_netadapt.images import array_numbers, folder_data
 from onnx_netadapt.inputs import Array, Data, Feeds, Indices, Inputs, ModelInput, checked, model_inputs
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.preprocess import Preprocess, fitted_to, parsed
+from onnx_netadapt.preprocess import Preprocess, Size, fitted_to, parsed
 from onnx_netadapt.synthetic import synthetic_data
 
 __all__ = ["Data", "Feeds", "Inputs", "array_data", "load_data"]
@@ -69,14 +69,21 @@ def array_data(
     if unused:
         warnings += (f"{origin}: arrays not used: {', '.join(unused)} (labels are called {LABELS!r})",)
 
-    def read(indices: Indices) -> Feeds:
+    def read_by(indices: Indices, recipes: Mapping[str, Preprocess]) -> Feeds:
         return {
             name: _converted(array, indices, wanted[name], recipes.get(name), f"{origin}: array {name!r}")
             for name, array in found.items()
         }
 
+    def read(indices: Indices) -> Feeds:
+        return read_by(indices, recipes)
+
+    def resized(indices: Indices, size: Size) -> Feeds:
+        return read_by(indices, {name: recipe.at(size) for name, recipe in recipes.items()})
+
     read(np.zeros(1, dtype=np.int64))  # what does not fit is said now, not in the middle of the work
-    return Data(n, labels, read, origin=f"{n} examples of {origin}", warnings=warnings)
+    told = f"{n} examples of {origin}"
+    return Data(n, labels, read, origin=told, warnings=warnings, resized=resized if recipes else None)
 
 
 def _npz_arrays(path: Path) -> dict[str, Array]:

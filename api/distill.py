@@ -1,8 +1,10 @@
 """Fine-tuning within the main job: which examples, how long, and with which of the user's own parts."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import onnx
@@ -13,6 +15,7 @@ from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.consumers import has_depthwise
 from onnx_netadapt.passes.finetune import Feature, FinetuneResult, FinetuneSettings, finetune
+from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.progress import Report
 from onnx_netadapt.run import Run
 
@@ -68,6 +71,8 @@ def distill(run: Run, task: Distillation, evaluator: Evaluator, report: Report) 
     if run.data.synthetic and not wanted(run.options):
         return task.best, {"said": "none", "reason": "made-up inputs teach a network little; give --data"}
     batches, labels, settings = training_of(run)
+    whole = run.original
+    outputs = None if whole is None else Teacher(whole.graph, partial(_first, whole, len(batches)))
     found = finetune(
         task.start,
         run.graph.model,
@@ -79,6 +84,7 @@ def distill(run: Run, task: Distillation, evaluator: Evaluator, report: Report) 
         features=task.features,
         finish=task.finish,
         hooks=hooks,
+        outputs=outputs,
     )
     model = found.model if found.score > task.score else task.best
     return model, _facts(found, settings, task.score, evaluator)
@@ -91,20 +97,36 @@ def training_of(run: Run) -> tuple[list[Feeds], list[Array] | None, FinetuneSett
 
 
 def _pool(run: Run) -> tuple[list[Feeds], list[Array] | None]:
-    """Calibration examples that fit into memory, without those that only fill up a batch."""
+    """Calibration examples that fit into memory, beside the same at the original's own size where that is another."""
     batches: list[Feeds] = []
     labels: list[Array] = []
-    held = 0
-    for feeds, truth, count in fixed_feeds(run.data, run.calibration, run.graph):
-        batches.append({name: array[:count] if array.ndim else array for name, array in feeds.items()})
+    held = 0.0
+    beside = 0.0 if run.original is None else _bytes(run.original.feeds) / _bytes(run.feeds)
+    for examples, truth in _real_examples(run):
+        batches.append(examples)
         if truth is not None:
             labels.append(truth)
-        held += sum(array.nbytes for array in batches[-1].values())
+        held += _bytes(examples) * (1 + beside)
         if held > POOL_BYTES:
             break
     if not batches:
         raise InputError("there are no calibration examples to fine-tune with; give more --data")
     return batches, labels if len(labels) == len(batches) else None
+
+
+def _real_examples(run: Run) -> Iterator[tuple[Feeds, Array | None]]:
+    """Calibration examples and their labels batch by batch, without those that only fill up a batch."""
+    for feeds, truth, count in fixed_feeds(run.data, run.calibration, run.graph):
+        yield {name: array[:count] if array.ndim else array for name, array in feeds.items()}, truth
+
+
+def _first(run: Run, count: int) -> Iterator[Feeds]:
+    """The first batches of a run's calibration examples."""
+    return (examples for examples, _ in islice(_real_examples(run), count))
+
+
+def _bytes(feeds: Feeds) -> int:
+    return sum(array.nbytes for array in feeds.values())
 
 
 def _fitted(settings: FinetuneSettings, run: Run, batches: list[Feeds]) -> FinetuneSettings:

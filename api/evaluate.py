@@ -62,36 +62,60 @@ class Runner:
 
 
 class Evaluator:
-    """Scores of models on one set of examples, by one metric, against the original."""
+    """Scores of models on one set of examples, by one metric, against the original.
 
-    def __init__(self, graph: Graph, data: Data, indices: Indices, metric: Metric) -> None:
+    `seen` are the same examples as the judged models get them, where that is not as the original does: at another size.
+    """
+
+    def __init__(self, graph: Graph, data: Data, indices: Indices, metric: Metric, seen: Data | None = None) -> None:
         if metric.labelled and data.labels is None:
             raise InputError(f"metric {metric.name} needs labels, but {data.origin} has none; choose another --metric")
-        self.graph, self.data, self.indices, self.metric = graph, data, indices, metric
+        self.graph, self.data, self.indices, self.metric, self.seen = graph, data, indices, metric, seen
         self._original = Runner(graph.model)
         self._kept: list[list[Array]] | None = []
         self._batches: list[tuple[Feeds, Array | None, int]] = []
         self._fill()
 
+    def on(self, indices: Indices | None = None, metric: Metric | None = None) -> "Evaluator":
+        """The same on other examples of the set, or by another metric."""
+        chosen = self.indices if indices is None else indices
+        return Evaluator(self.graph, self.data, chosen, metric or self.metric, self.seen)
+
+    def seeing(self, seen: Data) -> "Evaluator":
+        """The same for models that get the examples otherwise."""
+        return Evaluator(self.graph, self.data, self.indices, self.metric, seen)
+
+    def _examples(self) -> Iterator[tuple[Feeds, Feeds, Array | None, int]]:
+        """Batches as the original gets them and as judged models do, labels, and the number of real examples."""
+        given = fixed_feeds(self.data, self.indices, self.graph)
+        if self.seen is None:
+            for feeds, labels, count in given:
+                yield feeds, feeds, labels, count
+            return
+        for (feeds, labels, count), (own, _, _) in zip(
+            given, fixed_feeds(self.seen, self.indices, self.graph), strict=True
+        ):
+            yield feeds, own, labels, count
+
     def _fill(self) -> None:
         """Keeps the original's outputs and the batches when they are small enough."""
         held = 0
-        for feeds, labels, count in fixed_feeds(self.data, self.indices, self.graph):
+        for feeds, own, labels, count in self._examples():
             outputs = self._original(feeds)
-            held += sum(array.nbytes for array in (*outputs, *feeds.values()))
+            held += sum(array.nbytes for array in (*outputs, *own.values()))
             if self._kept is None or held > REFERENCE_BYTES:
                 self._kept, self._batches = None, []
                 return
             self._kept.append(outputs)
-            self._batches.append((feeds, labels, count))
+            self._batches.append((own, labels, count))
 
     def _reference(self) -> Iterator[tuple[Feeds, Array | None, int, list[Array]]]:
         if self._kept is not None:
             for (feeds, labels, count), outputs in zip(self._batches, self._kept, strict=True):
                 yield feeds, labels, count, outputs
             return
-        for feeds, labels, count in fixed_feeds(self.data, self.indices, self.graph):
-            yield feeds, labels, count, self._original(feeds)
+        for feeds, own, labels, count in self._examples():
+            yield own, labels, count, self._original(feeds)
 
     def score(self, model: onnx.ModelProto | bytes) -> float:
         """The metric's mean over the set; minus infinity when the model gives numbers that are not finite."""

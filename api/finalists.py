@@ -6,7 +6,8 @@
    search, -2.0 against -0.65, was the best of them after that refit, -0.20 against -0.25.)
 2. So the winner meets some networks of the same cost from the error curves: errors as shares and as amounts, raised to
    powers, over all groups and over those that one layer alone reads; where branches may go whole, also networks that
-   keep all of them. Each is refitted front to back, its logits are rescaled, and it is judged on the selection set.
+   keep all of them; where the input has sizes, also networks of the winner's size. Each is refitted front to back, its
+   logits are rescaled, and it is judged on the selection set, all at the input size that it takes.
 3. The best one that is within the budget by measurement is taken; the winner is within it already. One that measures
    over it is narrowed by the search from there on, and judged again.
 """
@@ -18,8 +19,6 @@ from itertools import islice
 
 import numpy as np
 import onnx
-from onnx_netadapt.evaluate import Evaluator
-from onnx_netadapt.inputs import Feeds
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.metrics import is_classifier
 from onnx_netadapt.network import Narrowing
@@ -31,8 +30,10 @@ from onnx_netadapt.passes.search import Choice, SearchResult, Step
 from onnx_netadapt.passes.search.common import full_widths, key_of, over, without_depth
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.searching import AIM, SURE, Searcher, lowered
+from onnx_netadapt.stages import At, Stage, groups_of, resolution_of
 
 POWERS = (0.5, 1.0, 2.0)
 
@@ -48,40 +49,58 @@ FARTHEST = 1.08
 """A finalist that measures over the budget by more than this was not what its estimate promised: it is left out."""
 
 MOST = 8
-"""Finalists beside the winner; twice as many where branches may go whole."""
+"""Finalists beside the winner; twice as many where branches may go whole, and again where the input has sizes."""
 
 
-def settle(
-    run: Run,
-    narrowing: Narrowing,
-    statistics: Statistics,
-    searcher: Searcher,
-    result: SearchResult,
-    evaluator: Evaluator,
-) -> SearchResult:
-    """The search's result, or a better network of the same cost, as a further step of it."""
+def settle(at: At, statistics: Statistics, searcher: Searcher, result: SearchResult) -> SearchResult:
+    """The search's result, or a better network of the same cost, as a further step of it.
+
+    `at` gives the stage that a network is judged in, `statistics` those of the model's own input size.
+    """
+    run, narrowing = searcher.run, searcher.narrowing
     rivals = list(_rivals(narrowing, statistics, searcher, result))
     if not rivals:
         return result
     first = next(run.batches())
     size = max((len(value) for value in first.values() if value.ndim), default=1)
     examples = float(np.clip(MACS / max(narrowing.sizes.macs(narrowing.full), 1), *EXAMPLES))
-
-    def batches() -> Iterator[Feeds]:
-        return islice(run.batches(), max(1, int(examples / size)))
-
-    rescaler = Rescaler(narrowing.coupling, batches) if is_classifier(run.outputs) else None
+    judge = _Judge(at, max(1, int(examples / size)))
     scored: list[tuple[float, Mapping[str, int]]] = []
     networks = [dict(result.widths), *rivals]
-
-    def judge(widths: Mapping[str, int]) -> float:
-        return evaluator.score(refitted(narrowing, statistics, widths, batches, rescaler))
-
     with run.progress.phase("refitting finalists") as report, run.timed("finalists"), one_blas_thread():
         for widths in networks:
             scored.append((judge(widths), widths))
             report(len(scored), len(networks), f"best {max(score for score, _ in scored):.4f}")
         return _best_within(searcher, result, scored, judge)
+
+
+class _Judge:
+    """The scores of finalists, each refitted from `count` batches at the input size that it takes."""
+
+    def __init__(self, at: At, count: int) -> None:
+        self._at, self._count = at, count
+        self._rescalers: dict[int | None, Rescaler | None] = {}
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """The score on the selection set."""
+        stage = self._at(widths)
+        assert stage.statistics is not None  # whoever has finalists refits them
+        key = resolution_of(stage)
+        if key not in self._rescalers:
+            self._rescalers[key] = self._rescaler(stage)
+        batches = self._batches(stage.run)
+        model = refitted(stage.narrowing, stage.statistics, groups_of(widths), batches, self._rescalers[key])
+        return stage.evaluator.score(model)
+
+    def _rescaler(self, stage: Stage) -> Rescaler | None:
+        run = stage.run
+        if not is_classifier(run.outputs):
+            return None
+        teacher = None if run.original is None else Teacher(run.original.graph, self._batches(run.original))
+        return Rescaler(stage.narrowing.coupling, self._batches(run), teacher=teacher)
+
+    def _batches(self, run: Run) -> Batches:
+        return lambda: islice(run.batches(), self._count)
 
 
 def refitted(
@@ -105,6 +124,8 @@ def _rivals(
     kinds = [searcher.choices]
     if narrow != searcher.choices:
         kinds.append(narrow)
+    if any(choice.apart for choice in searcher.choices):
+        kinds += [_at_size_of(result, kind) for kind in kinds]
     most = MOST * len(kinds)
     for choices in (scope for kind in kinds for scope in _scopes(kind, statistics)):
         for curves in (narrowing.curves, narrowing.amounts):
@@ -115,10 +136,15 @@ def _rivals(
                     yield widths
 
 
+def _at_size_of(result: SearchResult, choices: list[Choice]) -> list[Choice]:
+    """The choices with the size of the input left as the result has it."""
+    return [replace(choice, widths=(result.widths[choice.id],)) if choice.apart else choice for choice in choices]
+
+
 def _scopes(choices: list[Choice], statistics: Statistics) -> list[list[Choice]]:
     """The groups that one layer alone reads, and all groups."""
     readers = statistics.consumers.by_group
-    inner = [choice for choice in choices if len(readers.get(choice.id, ())) == 1]
+    inner = [choice for choice in choices if choice.apart or len(readers.get(choice.id, ())) == 1]
     return [inner, choices] if 0 < len(inner) < len(choices) else [choices]
 
 

@@ -15,8 +15,8 @@ from onnx_netadapt.passes.finetune_task import features_of
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
 from onnx_netadapt.passes.rescale import Rescaler
-from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
 from onnx_netadapt.run import Run, one_blas_thread
@@ -26,32 +26,32 @@ RESCALE_EXAMPLES = 1000
 
 
 def finish(
-    run: Run, narrowing: Narrowing, statistics: Statistics | None, result: SearchResult, evaluator: Evaluator
+    run: Run, narrowing: Narrowing, statistics: Statistics | None, widths: Mapping[str, int], evaluator: Evaluator
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The best of refitted and fine-tuned weights for the winning widths, judged on the selection set, and facts.
 
     Without statistics the weights serve every width as they are (`elastic`).
     """
     with run.timed("pruning"):
-        pruned = narrowing.pruned(result.widths)
+        pruned = narrowing.pruned(widths)
     equivalence = check(run.graph.model, pruned.model, pruned.plan, [run.feeds])
     equivalence.require()
     indices = run.selection if len(run.selection) else evaluator.indices
-    evaluator = Evaluator(run.graph, run.data, indices, evaluator.metric)
+    evaluator = evaluator.on(indices)
     with run.progress.phase("refitting weights") as report, run.timed("recovery"), one_blas_thread():
-        recovered = _refitted(run, narrowing, statistics, result, pruned.model, report)
+        recovered = _refitted(run, narrowing, statistics, widths, pruned.model, report)
         scores = {name: evaluator.score(model) for name, model in recovered.candidates.items()}
     best = max(scores, key=lambda name: scores[name])
     model = recovered.candidates[best]
     tuned: Mapping[str, Any] = {"said": "none", "reason": "nothing was removed"}
     if statistics is None and not wanted(run.options):
         tuned = {"said": "none", "reason": "the weights were trained to serve every width (train-elastic)"}
-    elif pruned.plan["groups"] or "branches" in pruned.plan:
+    elif pruned.plan["groups"] or "branches" in pruned.plan or run.original is not None:
         with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
-            features = features_of(narrowing.coupling, narrowing.kept(result.widths))
+            features = features_of(narrowing.coupling, narrowing.kept(widths))
             task = Distillation(recovered.start, recovered.finish, features, model, scores[best])
             model, tuned = distill(run, task, evaluator, report)
-    gone = narrowing.coupling.gone(narrowing.kept(result.widths))
+    gone = narrowing.coupling.gone(narrowing.kept(widths))
     return joined(model, run.graph, gone) if gone else model, {
         "plan": pruned.plan,
         "recovery": {"chosen": best, "scores": scores, "metric": evaluator.metric.name, "n": len(indices)},
@@ -77,21 +77,23 @@ def _refitted(
     run: Run,
     narrowing: Narrowing,
     statistics: Statistics | None,
-    result: SearchResult,
+    widths: Mapping[str, int],
     sliced: onnx.ModelProto,
     report: Report,
 ) -> _Recovered:
     """The sliced model, and the same with weights refitted in closed form, one way and the other."""
-    coupling, kept = narrowing.coupling, narrowing.kept(result.widths)
+    coupling, kept = narrowing.coupling, narrowing.kept(widths)
     candidates = {"sliced": sliced}
-    if not kept or statistics is None:
+    if statistics is None or not (kept or run.original):
         return _Recovered(candidates, sliced, lambda model: model)
-    candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
-    weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
-    start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
+    start = sliced
+    if kept:
+        candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
+        weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
+        start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
     if not is_classifier(run.outputs):
         return _Recovered(candidates, start, lambda model: model)
-    rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES)
+    rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES, teacher_of(run))
     candidates["front to back, logits rescaled"] = rescaler.applied(start)
     return _Recovered(candidates, start, rescaler.applied)
 
@@ -110,12 +112,17 @@ def report_evaluator(run: Run) -> Evaluator | None:
 
 
 def report_scores(run: Run, model: onnx.ModelProto) -> tuple[Score | None, Score | None]:
-    """The original's and the model's score on the report set."""
-    evaluator = report_evaluator(run)
+    """The original's and the model's score on the report set, each at its own input size."""
+    evaluator = report_evaluator(run.whole)
     if evaluator is None:
         return None, None
     metric, n, labelled = evaluator.metric, len(run.report), evaluator.metric.labelled
-    return (
-        Score(metric.name, evaluator.score(run.graph.model), n, labelled),
-        Score(metric.name, evaluator.score(model), n, labelled),
-    )
+    before = evaluator.score(run.whole.graph.model)
+    if run.original is not None:
+        evaluator = evaluator.seeing(run.report_data)
+    return Score(metric.name, before, n, labelled), Score(metric.name, evaluator.score(model), n, labelled)
+
+
+def teacher_of(run: Run) -> Teacher | None:
+    """Who gives the logits that are aimed at, where the narrowed network's original is at another size than its own."""
+    return None if run.original is None else Teacher(run.original.graph, run.original.batches)

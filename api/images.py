@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx_netadapt.inputs import Array, Data, Feeds, Indices, ModelInput
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.preprocess import Preprocess, fitted_to, parsed
+from onnx_netadapt.preprocess import Preprocess, Size, fitted_to, parsed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -37,8 +37,11 @@ def folder_data(folder: Path, wanted: dict[str, ModelInput], preprocess: str | N
     def read(indices: Indices) -> Feeds:
         return {target.name: _decoded([paths[i] for i in indices], recipe)}
 
+    def resized(indices: Indices, size: Size) -> Feeds:
+        return {target.name: _decoded([paths[i] for i in indices], recipe.at(size))}
+
     read(np.zeros(1, dtype=np.int64))  # what does not fit is said now, not in the middle of the work
-    return Data(len(paths), labels, read, origin=f"{len(paths)} images of {folder}", warnings=warnings)
+    return Data(len(paths), labels, read, origin=f"{len(paths)} images of {folder}", warnings=warnings, resized=resized)
 
 
 def array_numbers(pixels: npt.NDArray[np.uint8], recipe: Preprocess, where: str) -> Array:

@@ -84,7 +84,10 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """`n` examples, read on demand; `labels` (n, ...) or None; `origin` and `warnings` are for people."""
+    """`n` examples, read on demand; `labels` (n, ...) or None; `origin` and `warnings` are for people.
+
+    `resized` reads them with their images made anew at another (height, width); None where there are only numbers.
+    """
 
     n: int
     labels: Array | None
@@ -92,6 +95,7 @@ class Data:
     origin: str
     warnings: tuple[str, ...] = ()
     synthetic: bool = False
+    resized: Callable[[Indices, tuple[int, int]], Feeds] | None = None
 
     def batches(self, indices: Indices, batch_size: int) -> Iterator[tuple[Feeds, Array | None]]:
         """Feeds and labels (None without) of the examples at `indices`, in that order; the last batch may be short."""

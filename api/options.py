@@ -7,6 +7,7 @@ from typing import Any
 
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Shape
+from onnx_netadapt.resolution import parse_resolution
 
 SCORINGS = ("refit", "masked")
 """How the search judges a network: with its weights refitted, or as it stands, many at once (see `scoring`)."""
@@ -48,6 +49,7 @@ class Options:
     elastic: bool | None = None
     scoring: str = "refit"
     predictor: Path | None = None
+    resolution: str | None = None
     meter: str | None = None
     seed: int = 0
 
@@ -62,6 +64,12 @@ class Options:
             raise InputError("--allow-depth: a mask switches channels off, not branches; use --scoring refit")
         if self.predictor is not None and self.search != "chamnet":
             raise InputError(f"--predictor {self.predictor}: --search {self.search} has none; use --search chamnet")
+        if self.resolution is not None:
+            parse_resolution(self.resolution)
+            if self.search != "chamnet":
+                raise InputError(
+                    f"--resolution {self.resolution}: --search {self.search} changes widths only; use --search chamnet"
+                )
         if not 0 < self.decay <= 1:
             raise InputError(f"--decay {self.decay}: must be above 0 and at most 1")
 

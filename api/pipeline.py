@@ -35,15 +35,27 @@ from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.search import Choice, SearchResult, frontier
 from onnx_netadapt.passes.search.chamnet import Samples, SampleStore
-from onnx_netadapt.passes.search.common import ListJournal
+from onnx_netadapt.passes.search.common import ListJournal, full_widths
 from onnx_netadapt.paths import check_output
 from onnx_netadapt.predictor import PredictorFile
-from onnx_netadapt.profiler import Granularity, Latency, Lut, probe
+from onnx_netadapt.profiler import Granularity, Latency, LatencyModel, Lut, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import AdaptReport
+from onnx_netadapt.resolution import InputSize, parse_resolution
 from onnx_netadapt.run import Run, one_blas_thread, prepare
 from onnx_netadapt.scoring import AnyScorer, Candidates, MaskedScorer, Scorer
 from onnx_netadapt.searching import AnyJournal, searcher_of
+from onnx_netadapt.stages import (
+    At,
+    SizedCost,
+    SizedScorer,
+    Stage,
+    groups_of,
+    joined,
+    resolution_facts,
+    sized_runs,
+    stage_at,
+)
 from onnx_netadapt.summary import (
     budget_facts,
     data_facts,
@@ -85,7 +97,8 @@ class Adapted:
 class Bench:
     """All of a run that does not depend on the budget: the coupled model, its costs by widths and its scores.
 
-    There are no `statistics` for a model of train-elastic: its weights serve every width as they are.
+    There are no `statistics` for a model of train-elastic: its weights serve every width as they are. `stages` are the
+    sizes that the input may take, the model's own first; `cost` and `scorer` are over all of them.
     """
 
     run: Run
@@ -94,17 +107,23 @@ class Bench:
     command: str
     narrowing: Narrowing
     statistics: Statistics | None
-    cost: NetworkCost
+    cost: NetworkCost | SizedCost
     choices: list[Choice]
     granularity: Granularity | None
     table: Mapping[str, Any] | None
-    scorer: AnyScorer
+    scorer: AnyScorer | SizedScorer
     samples: SampleStore
+    stages: tuple[Stage, ...]
 
     def limits(self, budgets: Mapping[str, Budget]) -> dict[str, float]:
         """Budgets in their own units."""
         start = self.cost.measure(self.narrowing.full)
         return {name: budget.limit(start[name]) for name, budget in budgets.items()}
+
+    def at(self, run: Run) -> At:
+        """The stages within the run for one of several budgets."""
+        stages = [stage.within(run) for stage in self.stages]
+        return lambda widths: stage_at(stages, widths)
 
 
 def adapt(
@@ -135,14 +154,17 @@ def set_up(source: Source, options: Options, name: str, progress: Progress, comm
         check_output(Path(options.predictor), "--predictor")
     run = prepare(source, options, progress)
     record = _record(run)
-    narrowing, statistics = ordered(run) if record is None else (_cut_from(run, record), None)
-    cost, choices, granularity, table = _cost(run, narrowing)
-    evaluator = _evaluator(run, narrowing, choices)
-    scorer: AnyScorer = Scorer(Candidates(narrowing, statistics), evaluator)
-    if options.scoring == "masked":
-        scorer = MaskedScorer(narrowing, evaluator)
-    samples = _samples(run, narrowing, evaluator)
-    return Bench(run, source, name, command, narrowing, statistics, cost, choices, granularity, table, scorer, samples)
+    lut = Lut.open(options.lut or ":memory:", run.target.fingerprint()) if "latency" in run.budgets else None
+    runs = sized_runs(run, parse_resolution(options.resolution)) if options.resolution else [(None, run)]
+    own, choices, granularity = _stage(*runs[0], record, lut)
+    stages = (own, *(_stage(*at_size, record, lut, own)[0] for at_size in runs[1:]))
+    whole = joined(stages, choices)
+    samples = _samples(run, full_widths(whole.choices) | own.narrowing.full, own.evaluator)
+    table = None if lut is None else _table_facts(options, lut, own.cost.latency)
+    return Bench(
+        run, source, name, command, whole.narrowing, own.statistics, whole.cost, whole.choices, granularity, table,
+        whole.scorer, samples, stages,
+    )  # fmt: skip
 
 
 def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, float], began: float) -> Adapted:
@@ -150,28 +172,30 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
 
     `goal` are the limits of the least of several budgets, `began` is when the work for this one did (perf_counter).
     """
-    evaluator = bench.scorer.evaluator
     searcher = searcher_of(run, bench.narrowing, bench.cost, bench.choices, bench.scorer, goal, bench.samples)
     result, met = searcher.run_to_budget(journal)
     if note := result.facts.get("predictor", {}).get("fell_back"):
         run.warnings.append(note)
-    statistics = bench.statistics
-    if met and statistics and searcher.refines:
-        result = settle(run, bench.narrowing, statistics, searcher, result, evaluator)
+    at = bench.at(run)
+    if met and bench.statistics and searcher.refines:
+        result = settle(at, bench.statistics, searcher, result)
     for ceiling in LOWER:
-        model, facts = finish(run, bench.narrowing, bench.statistics, result, evaluator)
-        before, after = bench.cost.final(model)
+        stage = at(result.widths)
+        model, facts = finish(stage.run, stage.narrowing, stage.statistics, groups_of(result.widths), stage.evaluator)
+        if stage.run.original is not None and stage.size is not None:
+            facts["plan"] |= {"input": {"name": stage.size.name, "shape": list(stage.size.shape)}}
+        before, after = stage.cost.final(model)
         if met and not _within(run, before, after):
             # the same structure was within the budget before its weights were refined: who is right is asked at length
-            before, after = bench.cost.final(model, AGAIN_SECONDS)
+            before, after = stage.cost.final(model, AGAIN_SECONDS)
         if not met or _within(run, before, after):
             break
         result, met = searcher.confirm(result, ceiling)
     model = without_record(model)
     with run.timed("report"):
-        scores = report_scores(run, model)
+        scores = report_scores(stage.run, model)
     run.seconds["total"] = time.perf_counter() - began
-    report = _report(bench, run, result, model, (before, after), scores, facts, met)
+    report = _report(bench, run, stage, result, model, (before, after), scores, facts, met)
     output = run.options.output
     if output is not None:
         write_all(output, model, report, external=len(files_of(bench.source)) > 1)
@@ -181,6 +205,7 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
 def _report(
     bench: Bench,
     run: Run,
+    stage: Stage,
     result: SearchResult,
     model: onnx.ModelProto,
     latencies: tuple[Latency, Latency],
@@ -188,7 +213,7 @@ def _report(
     facts: Mapping[str, Any],
     met: bool,
 ) -> AdaptReport:
-    options, cost, narrowing = run.options, bench.cost, bench.narrowing
+    options, own, widths = run.options, bench.stages[0], groups_of(result.widths)
     before, after = latencies
     return AdaptReport(
         tool_version=tool_version(),
@@ -199,11 +224,12 @@ def _report(
         environment=environment(run.target),
         target=str(run.target),
         granularity=str(bench.granularity) if bench.granularity else "not probed",
-        budgets=budget_facts(run, cost, result, before, after),
+        budgets=budget_facts(run, own.cost, result, before, after),
         met=met,
-        before=state_of(narrowing, narrowing.full, run.graph.model, before, scores[0], cost),
-        after=state_of(narrowing, dict(result.widths), model, after, scores[1], cost),
-        estimate_ms=cost(result.widths).get("latency"),
+        before=state_of(own.cost, own.narrowing.full, run.graph.model, before, scores[0]),
+        after=state_of(stage.cost, widths, model, after, scores[1]),
+        resolution=None if len(bench.stages) == 1 else resolution_facts(bench.stages, stage),
+        estimate_ms=stage.cost(widths).get("latency"),
         lut=bench.table,
         data=data_facts(run),
         search=_search_facts(bench, run, result),
@@ -211,10 +237,10 @@ def _report(
         finetune=facts["finetune"],
         equivalence=facts["equivalence"],
         seconds={key: round(value, 2) for key, value in run.seconds.items()},
-        widths=dict(result.widths),
+        widths=widths,
         plan=facts["plan"],
         history=tuple(asdict(step) for step in result.steps),
-        barriers=tuple(asdict(barrier) for barrier in narrowing.coupling.barriers),
+        barriers=tuple(asdict(barrier) for barrier in own.narrowing.coupling.barriers),
         warnings=tuple(dict.fromkeys([*run.warnings, *means_note(facts["plan"]), *noise_warnings(after)])),
     )
 
@@ -276,30 +302,50 @@ def ordered(run: Run) -> tuple[Narrowing, Statistics]:
     return Narrowing(coupling, order_of, curves, amounts), statistics
 
 
-def _cost(
-    run: Run, narrowing: Narrowing
-) -> tuple[NetworkCost, list[Choice], Granularity | None, Mapping[str, Any] | None]:
-    """The cost of any widths, the widths worth proposing, the target's granularity, and facts about the table."""
-    options = run.options
-    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.start)
-    granularity: Granularity | None = None
-    facts: dict[str, Any] | None = None
-    if "latency" in run.budgets:
-        granularity, facts = _table(run, narrowing, cost)
+def _stage(
+    size: InputSize | None, run: Run, record: Record | None, lut: Lut | None, own: Stage | None = None
+) -> tuple[Stage, list[Choice], Granularity | None]:
+    """The model at one size of its input, the widths worth proposing and the target's granularity.
+
+    `own` is the stage of the model's own size; None: this is it.
+    """
+    if size is not None:
+        run.progress.say(f"input of {size}")
+    narrowing, statistics = ordered(run) if record is None else (_cut_from(run, record), None)
+    if own is not None and narrowing.full != own.narrowing.full:
+        raise InputError(
+            f"--resolution {run.options.resolution}: with an input of {size} other channels of the model belong "
+            f"together than with {own.size}; begin the range above {size}"
+        )
+    cost, choices, granularity = _cost(run, narrowing, lut)
+    evaluator = _evaluator(run, narrowing, choices) if own is None else own.evaluator.seeing(run.data)
+    scorer: AnyScorer = Scorer(Candidates(narrowing, statistics), evaluator)
+    if run.options.scoring == "masked":
+        scorer = MaskedScorer(narrowing, evaluator)
+    if own is not None:
+        cost.measure(narrowing.full)  # ties the estimates at this size to the speed at which the original was measured
+    return Stage(run, narrowing, statistics, cost, scorer, size), choices, granularity
+
+
+def _cost(run: Run, narrowing: Narrowing, lut: Lut | None) -> tuple[NetworkCost, list[Choice], Granularity | None]:
+    """The cost of any widths, the widths worth proposing, and the target's granularity."""
+    options, whole = run.options, run.whole
+    original = whole.graph.model, whole.feeds
+    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.start, original)
+    granularity = None if lut is None else _fill(run, narrowing, cost, lut)
     choices = narrowing.choices(granularity, options.min_keep, options.exclude, options.only)
     if run.meter is not None:
         cost.energy = EnergyModel(narrowing, run.target, run.feeds, run.meter)
         with run.progress.phase("exploring energy") as report, run.timed("energy"):
             cost.energy.explore(choices, np.random.default_rng(options.seed), report)
-    return cost, choices, granularity, facts
+    return cost, choices, granularity
 
 
-def _table(run: Run, narrowing: Narrowing, cost: NetworkCost) -> tuple[Granularity, dict[str, Any]]:
-    """Fills the latency table, and gives the target's granularity and facts about the table."""
+def _fill(run: Run, narrowing: Narrowing, cost: NetworkCost, lut: Lut) -> Granularity:
+    """Fills the latency table, and gives the target's granularity."""
     from onnx_netadapt.profiler import fill
 
     options = run.options
-    lut = Lut.open(options.lut or ":memory:", run.target.fingerprint())
     with run.progress.phase("filling the latency table") as report, run.timed("table"):
         granularity = probe(run.target, lut)
         choices = narrowing.choices(granularity, options.min_keep, options.exclude, options.only)
@@ -307,13 +353,17 @@ def _table(run: Run, narrowing: Narrowing, cost: NetworkCost) -> tuple[Granulari
         rng = np.random.default_rng(options.seed)
         cost.latency = fill(lut, run.target, network, rng, off_edges=OFF_EDGES, progress=report)
         run.warnings += cost.latency.notes
-    facts = {
+    run.progress.say(f"  the target's granularity: {granularity}")
+    return granularity
+
+
+def _table_facts(options: Options, lut: Lut, model: LatencyModel | None) -> dict[str, Any]:
+    """What the report says about the latency table."""
+    return {
         "file": str(options.lut) if options.lut else None,
         "entries": len(lut),
-        "capability": str(cost.latency.plan.capability),
+        "capability": None if model is None else str(model.plan.capability),
     }
-    run.progress.say(f"  the target's granularity: {granularity}")
-    return granularity, facts
 
 
 def _evaluator(run: Run, narrowing: Narrowing, choices: list[Choice]) -> Evaluator:
@@ -327,8 +377,8 @@ def _evaluator(run: Run, narrowing: Narrowing, choices: list[Choice]) -> Evaluat
     return Evaluator(run.graph, run.data, indices, _search_metric(run))
 
 
-def _samples(run: Run, narrowing: Narrowing, evaluator: Evaluator) -> SampleStore:
-    """Where the samples of a score predictor are kept."""
+def _samples(run: Run, full: Mapping[str, int], evaluator: Evaluator) -> SampleStore:
+    """Where the samples of a score predictor are kept; `full` are the original's widths."""
     options = run.options
     if options.predictor is None:
         return Samples()
@@ -340,7 +390,7 @@ def _samples(run: Run, narrowing: Narrowing, evaluator: Evaluator) -> SampleStor
         "data": options.data,
         "seed": options.seed,
     }
-    return PredictorFile(Path(options.predictor), header, narrowing.full)
+    return PredictorFile(Path(options.predictor), header, full)
 
 
 def _digest(graph: Graph) -> str:
@@ -378,6 +428,7 @@ def open_journal(bench: Bench, options: Options) -> AnyJournal:
         "only": list(options.only),
         **({"renormalize": True} if options.renormalize else {}),
         **({"allow_depth": True} if options.allow_depth else {}),
+        **({"resolution": options.resolution} if options.resolution else {}),
         **({} if options.elastic is None else {"elastic": options.elastic}),
     }
     return FileJournal(path, header, resume=options.resume)

@@ -61,6 +61,12 @@ class Preprocess:
     channels_last: bool
     reverse: bool
 
+    def at(self, size: Size) -> "Preprocess":
+        """The same for an input of another height and width."""
+        low, high = (1, 3) if self.channels_last else (2, 4)
+        shape = (*self.target.shape[:low], *size, *self.target.shape[high:])
+        return replace(self, size=size, target=replace(self.target, shape=shape))
+
     def numbers(self, images: Sequence["Image.Image"], where: str) -> Array:
         """The model's input, (n, C, H, W) or (n, H, W, C), made of pillow images; InputError where they do not fit."""
         pixels = [self._pixels(image, where) for image in images]

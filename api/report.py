@@ -66,6 +66,7 @@ class AdaptReport:
     history: tuple[Mapping[str, Any], ...]
     barriers: tuple[Mapping[str, Any], ...]
     warnings: tuple[str, ...]
+    resolution: Mapping[str, Any] | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def as_json(self) -> dict[str, Any]:
@@ -82,6 +83,8 @@ class AdaptReport:
             f"  macs     {self.before.macs / 1e6:,.1f} -> {self.after.macs / 1e6:,.1f} M",
             f"  params   {self.before.params / 1e6:,.3f} -> {self.after.params / 1e6:,.3f} M",
         ]
+        if self.resolution:
+            lines.append(f"  input    {self.resolution['said']}")
         if self.before.score and self.after.score:
             kind = "by labels" if self.after.score.labelled else "compared with the original"
             lines.append(

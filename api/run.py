@@ -30,7 +30,10 @@ from onnx_netadapt.splits import MOST_REPORT, split
 
 @dataclass(slots=True)
 class Run:
-    """What a run has worked out so far; `outputs` are the original's for `feeds`."""
+    """What a run has worked out so far; `outputs` are the original's for `feeds`.
+
+    `original` is the run at the model's own input size where this one is at another (`stages`).
+    """
 
     options: Options
     progress: Progress
@@ -48,6 +51,12 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     meter: Meter | None = None
+    original: "Run | None" = None
+
+    @property
+    def whole(self) -> "Run":
+        """The run at the model's own input size."""
+        return self.original or self
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -101,7 +110,7 @@ def prepare(
         report = np.arange(min(report_data.n, MOST_REPORT))
     if metric and metric.labelled and data.labels is None:
         raise InputError(f"--metric {metric.name} needs labels, and {data.origin} has none")
-    feeds = _measuring_feeds(graph, data)
+    feeds = measuring_feeds(graph, data)
     with progress.phase("measuring the original"):
         start = measure(graph.model, target, feeds, min_seconds=1.0)
     progress.say(f"  {start}")
@@ -157,7 +166,7 @@ def _at_data_shape(source: Source, options: Options, graph: Graph, data: Data) -
     return graph if shapes == dict(options.shapes) else load(graph.model, shapes=shapes)
 
 
-def _measuring_feeds(graph: Graph, data: Data) -> Feeds:
+def measuring_feeds(graph: Graph, data: Data) -> Feeds:
     """One batch of real examples at the shapes for measuring."""
     sizes = [graph.shapes[port.name][0] for port in graph.inputs if graph.shapes[port.name]]
     count = sizes[0] if sizes else 1

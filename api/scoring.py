@@ -87,11 +87,7 @@ class Scorer:
         """Scores on parts of the examples, the cheapest first; none where the parts would be too small."""
         evaluator = self.evaluator
         counts = [len(evaluator.indices) // rung for rung in RUNGS]
-        return [
-            Scorer(self.candidates, Evaluator(evaluator.graph, evaluator.data, evaluator.indices[:n], evaluator.metric))
-            for n in counts
-            if n >= LEAST_EXAMPLES
-        ]
+        return [Scorer(self.candidates, evaluator.on(evaluator.indices[:n])) for n in counts if n >= LEAST_EXAMPLES]
 
 
 class MaskedScorer:

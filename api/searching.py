@@ -18,6 +18,7 @@ from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.search.polish import polish
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.scoring import AnyScorer
+from onnx_netadapt.stages import SizedCost, SizedScorer
 
 AIM = 0.97
 """The search aims at this share of a latency budget."""
@@ -36,9 +37,9 @@ class Searcher:
 
     run: Run
     narrowing: Narrowing
-    cost: NetworkCost
+    cost: NetworkCost | SizedCost
     choices: list[Choice]
-    score: AnyScorer
+    score: AnyScorer | SizedScorer
     start: Mapping[str, float]
     keywords: Mapping[str, Any]
 
@@ -135,23 +136,17 @@ class Searcher:
         return replace(result, widths=more[-1].widths, measured=more[-1].measured, steps=(*result.steps, *more))
 
     def at_length(self, result: SearchResult) -> dict[str, float]:
-        """The costs of a result, its latency measured once more, and for longer."""
-        measured = dict(result.measured)
-        if "latency" in measured:
-            before, after = self.cost.final(self.narrowing.build(result.widths))
-            relative = self.run.budgets["latency"].relative
-            measured["latency"] = after.median_ms * (self.run.start.median_ms / before.median_ms if relative else 1.0)
-        if self.cost.energy is not None:
-            measured["energy"] = self.cost.energy.of(self.narrowing.build(result.widths)).median_mj
-        return measured
+        """The costs of a result, its latency and energy measured once more, and for longer."""
+        relative = "latency" in self.run.budgets and self.run.budgets["latency"].relative
+        return {**result.measured, **self.cost.at_length(result.widths, relative=relative)}
 
 
 def searcher_of(
     run: Run,
     narrowing: Narrowing,
-    cost: NetworkCost,
+    cost: NetworkCost | SizedCost,
     choices: list[Choice],
-    score: AnyScorer,
+    score: AnyScorer | SizedScorer,
     goal: Mapping[str, float],
     samples: SampleStore,
 ) -> Searcher:

@@ -10,7 +10,6 @@ import onnx
 from onnx_netadapt.costs import NetworkCost
 from onnx_netadapt.ir.errors import NetAdaptError
 from onnx_netadapt.ir.write import save
-from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.profiler import Latency, Target
 from onnx_netadapt.report import AdaptReport, Score, State, write_html, write_json
@@ -18,12 +17,7 @@ from onnx_netadapt.run import Run
 
 
 def state_of(
-    narrowing: Narrowing,
-    widths: Mapping[str, int],
-    model: onnx.ModelProto,
-    latency: Latency,
-    score: Score | None,
-    cost: NetworkCost,
+    cost: NetworkCost, widths: Mapping[str, int], model: onnx.ModelProto, latency: Latency, score: Score | None
 ) -> State:
     """What a model costs and scores."""
     try:
@@ -32,8 +26,8 @@ def state_of(
         memory_bytes = None
     return State(
         latency_ms=latency_facts(latency),
-        macs=narrowing.sizes.macs(widths),
-        params=narrowing.sizes.params(widths),
+        macs=cost.narrowing.sizes.macs(widths),
+        params=cost.narrowing.sizes.params(widths),
         size_bytes=model.ByteSize(),
         memory_bytes=memory_bytes,
         score=score,

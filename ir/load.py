@@ -40,6 +40,24 @@ def reload(graph: Graph, shapes: Mapping[str, Shape]) -> Graph:
     return _graph(graph.model, graph.weights, graph.file, shapes, [])
 
 
+def reshaped(graph: Graph, name: str, shape: Shape) -> Graph:
+    """The same model with one input of another shape; where the file fixes its dimensions, the new file fixes these.
+
+    Whether the model can run at that shape is for the caller to try.
+    """
+    model, shapes = graph.model, {port.name: graph.shapes[port.name] for port in graph.inputs} | {name: shape}
+    port = next(port for port in graph.inputs if port.name == name)
+    if any(fixed not in (None, size) for fixed, size in zip(port.dims, shape, strict=True)):
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        del model.graph.value_info[:]  # shapes at the old size
+        (value,) = [value for value in model.graph.input if value.name == name]
+        for dim, fixed, size in zip(value.type.tensor_type.shape.dim, port.dims, shape, strict=True):
+            if fixed is not None:
+                dim.dim_value = size
+    return _graph(model, graph.weights, graph.file, shapes, list(graph.notes))
+
+
 def _graph(
     model: onnx.ModelProto, weights: Weights, file: Path | None, shapes: Mapping[str, Shape], notes: list[str]
 ) -> Graph:

@@ -72,13 +72,19 @@ def infer(
 
 def default_shape(port: Port) -> Shape:
     """The shape at which a model with open dimensions is looked at when the user fixed none."""
-    rank = len(port.dims)
-    channels_last = rank == 4 and port.dims[3] in (1, 3, 4) and port.dims[1] not in (1, 3, 4)
-    spatial = ((1, 2) if channels_last else (2, 3)) if rank == 4 else ()
+    spatial = image_axes(port)
     return tuple(
         dim if dim is not None else 1 if axis == 0 else IMAGE_SIZE if axis in spatial else SEQUENCE_LENGTH
         for axis, dim in enumerate(port.dims)
     )
+
+
+def image_axes(port: Port) -> tuple[int, ...]:
+    """The axes of an input's height and width when it can be a batch of images, which has four axes; else none."""
+    if len(port.dims) != 4:
+        return ()
+    channels_last = port.dims[3] in (1, 3, 4) and port.dims[1] not in (1, 3, 4)
+    return (1, 2) if channels_last else (2, 3)
 
 
 def light_model(model: onnx.ModelProto, entry: Mapping[str, Shape]) -> onnx.ModelProto:

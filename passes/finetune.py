@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from .finetune_optimizer import RelativeAdam, Schedule
 from .finetune_settings import FinetuneSettings, Hooks
 from .finetune_task import Feature, Task, loss_of, shares, task_of, with_outputs
 from .images import augmented
-from .teacher import Array, Batch, Pool, pieces, shuffled
+from .teacher import Array, Batch, Pool, Teacher, pieces, shuffled
 from .to_torch import to_torch, unsupported, write_back
 
 __all__ = ["Check", "Example", "Feature", "FinetuneResult", "FinetuneSettings", "Hooks", "Training", "finetune"]
@@ -98,12 +99,15 @@ def finetune(
     finish: Finish | None = None,
     hooks: Hooks | None = None,
     draw: Draw | None = None,
+    outputs: Teacher | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FinetuneResult:
     """The student with the weights that `validate` likes best, trained to give the teacher's outputs on the batches.
 
     `teacher` is the original model, or its outputs for each batch in the model's order. `labels` (class numbers for
-    each batch) are needed for loss "ce" only. A student that torch cannot run is returned as it is, with the reason.
+    each batch) are needed for loss "ce" only. `outputs` gives the wanted outputs in the teacher's stead: the original
+    at its own input size, where teacher and student are at another. A student that torch cannot run is returned as it
+    is, with the reason.
     Raises InputError when a user's own loss or loop fails.
     """
     graph = student if isinstance(student, Graph) else load(student)
@@ -115,7 +119,7 @@ def finetune(
         return FinetuneResult(first, start.score, 0, (start,), why_not, {})
     pool = Pool(batches, graph, draw.names if draw else ())
     try:
-        task = task_of(graph, teacher, pool, settings, hooks, labels, features)
+        task = task_of(graph, teacher, pool, settings, hooks, labels, features, outputs)
     except UnsupportedOp as error:
         return FinetuneResult(first, start.score, 0, (start,), str(error), {})
     with _Threads(settings.threads):
@@ -126,6 +130,11 @@ def finetune(
         judge.best, judge.best_check.score, judge.best_check.step, tuple(judge.history), reason,
         training.module.frozen, training.images,
     )  # fmt: skip
+
+
+def _augmented(pool: Pool, indices: Array, rng: np.random.Generator) -> dict[str, Array]:
+    """Random views of the examples with these numbers."""
+    return {n: augmented(v, rng) if n in pool.names else v for n, v in pool.take(indices).items()}
 
 
 def _silent(done: int, total: int, note: str) -> None:
@@ -238,14 +247,21 @@ class Training:
     def batches(self) -> Iterator[Example]:
         """Endless batches, in a new order for each pass, augmented where the settings say so."""
         for indices in shuffled(len(self._pool), self.batch, self._rng):
-            feeds = self._pool.take(indices)
-            if self.settings.augment:
-                feeds = {n: augmented(v, self._rng) if n in self._pool.names else v for n, v in feeds.items()}
-            targets = [self._tensor(value) for value in self._task.targets(indices, feeds)]
+            feeds, views = self._views(indices)
+            targets = [self._tensor(value) for value in self._task.targets(indices, feeds, views)]
             labels = None if self._task.labels is None else self._tensor(self._task.labels(indices).astype(np.int64))
             self.images += len(indices)
             feeds |= self._draw.of(len(indices)) if self._draw else {}
             yield Example({name: self._tensor(value) for name, value in feeds.items()}, targets, labels)
+
+    def _views(self, indices: Array) -> tuple[dict[str, Array], dict[str, Array] | None]:
+        """Examples, augmented where the settings say so; and the same views at the teacher's own size, if any."""
+        pool, whole = self._pool, self._task.whole
+        if not self.settings.augment:
+            return pool.take(indices), None
+        again = deepcopy(self._rng)  # the same draws: a view is a share of an image of any size
+        feeds = _augmented(pool, indices, self._rng)
+        return feeds, None if whole is None else _augmented(whole, indices, again)
 
     def loss(self, example: Example) -> Any:
         """The loss of a batch as a torch scalar."""

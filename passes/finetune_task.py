@@ -25,7 +25,7 @@ from .consumers import consumers_of
 from .coupling import Coupling, Kept
 from .finetune_settings import FinetuneSettings, Hooks
 from .fits import plan_fits
-from .teacher import CACHED_BYTES, Array, Batch, Pool, cached, runner
+from .teacher import CACHED_BYTES, Array, Batch, Pool, Targets, Teacher, cached, runner
 
 MOST_FEATURES = 8
 FEATURE_NUMBERS = 1_500_000
@@ -65,18 +65,20 @@ def features_of(coupling: Coupling, kept: Kept, most: int = MOST_FEATURES) -> tu
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is to be learnt: `targets(indices, feeds)` gives the wanted values of the tensors in `names`.
+    """What is to be learnt: `targets(indices, feeds, views)` gives the wanted values of the tensors in `names`.
 
-    The first `outputs` of the names are the model's, the others feature maps; `scales` are their variances.
+    The first `outputs` of the names are the model's, the others feature maps; `scales` are their variances. `whole` are
+    the examples at the teacher's own input size where that is another, of which `views` are those in question.
     """
 
     graph: Graph
     names: tuple[str, ...]
     outputs: int
     scales: tuple[float, ...]
-    targets: Callable[[Array, Batch], list[Array]]
+    targets: Targets
     labels: Callable[[Array], Array] | None
     fixed_batch: int | None
+    whole: Pool | None = None
 
 
 def task_of(
@@ -87,31 +89,37 @@ def task_of(
     hooks: Hooks,
     labels: Sequence[Array] | None,
     features: Sequence[Feature],
+    outputs: Teacher | None = None,
 ) -> Task:
     """The task; UnsupportedOp when no output is floating-point.
 
     `teacher` is the original, or its outputs for each batch in the model's order: then there are no feature maps.
+    `outputs` gives the outputs in its stead.
     """
     places = [k for k, port in enumerate(graph.outputs) if graph.dtypes.get(port.name, port.dtype) in _FLOATS]
     if not places:
         raise UnsupportedOp("no output of the model is floating-point, so that there is nothing to train towards")
     fixed = fixed_batch(graph)
+    whole: Pool | None = None
     names = [graph.outputs[k].name for k in places]
     if isinstance(teacher, onnx.ModelProto):
         seen = tuple(features) if settings.features > 0 and hooks.loss is None else ()
         compute, names = _from_model(graph, teacher, places, seen, hooks, fixed)
+        if outputs is not None:
+            whole = Pool(list(outputs.batches()), outputs.graph)
+            compute = _from_whole(graph, outputs, whole, compute, places, hooks, fixed)
     else:
         given, seen = teacher, ()
-        compute = lambda indices, feeds: [pool.rows([b[k] for b in given], indices) for k in places]  # noqa: E731
+        compute = lambda indices, feeds, views: [pool.rows([b[k] for b in given], indices) for k in places]  # noqa: E731
     size = max(settings.batch, fixed or 1)
     sample = np.arange(min(len(pool), size))
-    found = compute(sample, pool.take(sample))
+    found = compute(sample, pool.take(sample), None)
     scales = tuple(float(value.astype(np.float64).var()) or 1.0 for value in found)
     cacheable = isinstance(teacher, onnx.ModelProto) and not settings.augment
     if cacheable and sum(value.nbytes for value in found) / len(sample) * len(pool) < CACHED_BYTES:
         compute = cached(compute, pool, size)
     labelled = None if labels is None else (lambda indices: pool.rows(labels, indices))
-    return Task(graph, tuple(names), len(places), scales, compute, labelled, fixed)
+    return Task(graph, tuple(names), len(places), scales, compute, labelled, fixed, whole)
 
 
 def _from_model(
@@ -121,7 +129,7 @@ def _from_model(
     features: Sequence[Feature],
     hooks: Hooks,
     fixed: int | None,
-) -> tuple[Callable[[Array, Batch], list[Array]], list[str]]:
+) -> tuple[Targets, list[str]]:
     """The function that gives the targets, and the student's names for them (rules 1 and 3)."""
     original = load(teacher)
     before = (lambda one, name: name) if hooks.loss is not None else logits_of  # a user's loss sees the real outputs
@@ -129,12 +137,33 @@ def _from_model(
     theirs = [before(original, original.outputs[k].name) for k in places]
     run = runner(teacher, [*theirs, *(feature.name for feature in features)], fixed)
 
-    def compute(indices: Array, feeds: Batch) -> list[Array]:
+    def compute(indices: Array, feeds: Batch, views: Batch | None) -> list[Array]:
         values = run(feeds)
         maps = zip(features, values[len(places) :], strict=True)
         return [*values[: len(places)], *(np.compress(f.kept, value, axis=f.axis) for f, value in maps)]
 
     return compute, [*mine, *(feature.name for feature in features)]
+
+
+def _from_whole(
+    graph: Graph,
+    outputs: Teacher,
+    whole: Pool,
+    others: Targets,
+    places: Sequence[int],
+    hooks: Hooks,
+    fixed: int | None,
+) -> Targets:
+    """The same function with the outputs of the original at its own input size, from the examples of `whole`."""
+    before = (lambda one, name: name) if hooks.loss is not None else logits_of
+    names = [before(outputs.graph, outputs.graph.outputs[k].name) for k in places]
+    run = runner(outputs.graph.model, names, fixed)
+
+    def compute(indices: Array, feeds: Batch, views: Batch | None) -> list[Array]:
+        own = run(whole.take(indices) if views is None else views)
+        return [*own, *others(indices, feeds, views)[len(places) :]]
+
+    return compute
 
 
 def fixed_batch(graph: Graph) -> int | None:

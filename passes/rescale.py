@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ..ir.graph import Graph
 from ..ir.ops.maps import Floats, channels_first, is_softmax
 from .consumers import Consumer, consumers_of
 from .coupling import Coupling
 from .recover import Weights, apply_weights, constants_of
 from .rows import Batches, Runner, pieces
+from .teacher import Teacher
 
 MAX_EXAMPLES = 4000
 HELD_OUT = 3  # every third example
@@ -36,11 +38,15 @@ def rescale_logits(coupling: Coupling, pruned: onnx.ModelProto, batches: Batches
 
 @dataclass(slots=True)
 class Rescaler:
-    """`rescale_logits` for several pruned forms of one model: the original is run once."""
+    """`rescale_logits` for several pruned forms of one model: the original is run once.
+
+    `teacher` stands in for the coupled graph where that is the original at another input size than its own.
+    """
 
     coupling: Coupling
     batches: Batches
     examples: int = MAX_EXAMPLES
+    teacher: Teacher | None = None
     _want: Floats | None = None
 
     def __call__(self, pruned: onnx.ModelProto) -> Weights:
@@ -49,8 +55,10 @@ class Rescaler:
         if last is None:
             return {}
         if self._want is None:
-            self._want = self._logits(self.coupling.graph.model, last)
-        want, have = self._want, self._logits(pruned, last)
+            self._want = self._wanted(last)
+        have = self._logits(self.coupling.graph, self.batches, pruned, last)
+        count = min(len(self._want), len(have))  # a teacher's examples may come in other pieces
+        want, have = self._want[:count], have[:count]
         if want.shape[1] < 2 or len(want) < HELD_OUT or not np.isfinite(want.sum() + have.sum()):
             return {}
         held = np.arange(len(want)) % HELD_OUT == HELD_OUT - 1
@@ -71,12 +79,17 @@ class Rescaler:
         last = self(pruned)
         return apply_weights(pruned, last) if last else pruned
 
-    def _logits(self, model: onnx.ModelProto, last: Consumer) -> Floats:
+    def _wanted(self, last: Consumer) -> Floats:
+        """The teacher's logits."""
+        teacher = self.teacher or Teacher(self.coupling.graph, self.batches)
+        return self._logits(teacher.graph, teacher.batches, teacher.graph.model, last)
+
+    def _logits(self, graph: Graph, batches: Batches, model: onnx.ModelProto, last: Consumer) -> Floats:
         """The logits of a model, (examples, classes)."""
-        name, graph = last.output, self.coupling.graph
+        name = last.output
         runner = Runner(model, (name,))
         rows: list[Floats] = []
-        for feeds in pieces(graph, self.batches, (name,)):
+        for feeds in pieces(graph, batches, (name,)):
             rows.append(channels_first(runner(feeds)[name], last.map.out_axis)[:, :, 0].astype(np.float64))
             if sum(map(len, rows)) >= self.examples:
                 break

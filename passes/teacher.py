@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,24 @@ from numpy.typing import NDArray
 
 from ..ir.errors import InputError, TargetError
 from ..ir.graph import Graph
+from .rows import Batches
 
 Array = NDArray[Any]
 Batch = Mapping[str, Array]
 
 CACHED_BYTES = 2**29
 """Teacher outputs up to this size are kept; larger ones are computed again at each step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The original at its own input size, with the examples as it gets them there, in the student's order.
+
+    Where the student has another input size than the original, what is aimed at are the outputs that this one gives.
+    """
+
+    graph: Graph
+    batches: Batches
 
 
 class Pool:
@@ -95,21 +108,25 @@ def pieces(feeds: Batch, fixed: int | None) -> Iterator[Batch]:
         yield {n: v[start : start + fixed] if v.ndim and len(v) == count else v for n, v in feeds.items()}
 
 
-def cached(
-    compute: Callable[[Array, Batch], list[Array]], pool: Pool, batch: int
-) -> Callable[[Array, Batch], list[Array]]:
+Targets = Callable[[Array, Batch, Batch | None], list[Array]]
+"""What is wanted for the examples of these numbers, from their inputs, and from their inputs at the teacher's own size
+where that is another (None: as they are in its pool).
+"""
+
+
+def cached(compute: Targets, pool: Pool, batch: int) -> Targets:
     """The same function with the answers for all examples worked out once, at the first call."""
     table: list[Array] = []
 
-    def run(indices: Array, feeds: Batch) -> list[Array]:
+    def run(indices: Array, feeds: Batch, views: Batch | None) -> list[Array]:
         if not table:
             parts = []
             for start in range(0, len(pool), batch):
                 some = np.arange(start, min(start + batch, len(pool)))
-                parts.append(compute(some, pool.take(some)))
+                parts.append(compute(some, pool.take(some), None))
             table.extend(np.concatenate(values) for values in zip(*parts, strict=True))
         if any(len(values) % len(pool) for values in table):
-            return compute(indices, feeds)
+            return compute(indices, feeds, views)
         rows = [(values.reshape(len(pool), -1, *values.shape[1:]), values.shape[1:]) for values in table]
         return [values[indices].reshape(-1, *shape) for values, shape in rows]
 

@@ -1,7 +1,7 @@
 """ChamNet (Dai et al., CVPR 2019): pay once for a predictor of the score, then adapt to any budget in seconds.
 
-1. Genes: the share of its width that each group keeps; beyond MOST_GENES groups, neighbours of one full width (a stage)
-   share one. A gene is decoded to the nearest width that is worth proposing.
+1. Genes (`genes`): the share of its width that each group keeps, a bit for each branch that may go whole, and the size
+   of the input where it may change.
 2. Samples (the paper's Algorithm 1): from a pool of scrambled Sobol points START are scored, then in each round the
    EXPLORE of highest predicted deviation and the EXPLOIT of highest predicted score over cost, until the left-out error
    of the Gaussian process (`surrogate`) is small enough, or there are `samples`.
@@ -13,10 +13,10 @@
    next budget, or the next target, needs rules 3 and 4 alone.
 
 DEVIATION: shrinking only, weights inherited and refitted: the score after closed-form recovery stands in for training.
-DEVIATION: pool points are drawn towards a common level, because networks within a budget narrow all groups together;
-and networks from the error curves (`curves`), at limits all the way down to the goal, are among the first samples and
-the first population. The logarithm of the summed errors is one more input of the predictor: random points alone told
-ResNet20's levels apart (Kendall's tau 0.89) and yet not the good networks of one level.
+DEVIATION: pool points are drawn towards a common level of widths and of depth (`genes`, rule 4); and networks from the
+error curves (`curves`), at limits all the way down to the goal, are among the first samples and the first population.
+The logarithm of the summed errors is one more input of the predictor: random points alone told ResNet20's levels apart
+(Kendall's tau 0.89) and yet not the good networks of one level.
 DEVIATION: the hinge is relative and scores are on the predictor's scale; the paper's 10 per ms goes with percent.
 DEVIATION: a prediction counts less CAUTION deviations: the genetic algorithm finds where the predictor errs upwards.
 DEVIATION: where the predictor is poor (Kendall's tau of left-out samples below RELIABLE), or none of its networks meets
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,19 +49,16 @@ from .common import (
     scores_of,
 )
 from .curves import Pool
+from .genes import Genes
 from .genetic import evolve
 from .polish import polish
 from .surrogate import Floats, Surrogate, fit
 
-MOST_GENES = 24
 POOL, START, EXPLORE, EXPLOIT = 2048, 40, 10, 10
 SAMPLES = 240
 POPULATION, FOUNDERS = 96, 12
 GOOD_ERROR = 0.1
 """The left-out error, as a share of the samples' deviation, at which sampling ends."""
-
-PULL = 0.6
-"""How far pool points are drawn to their common level."""
 
 RELIABLE = 0.7
 CAUTION = 1.0
@@ -173,28 +169,12 @@ class _Hunt:
     ) -> None:
         self.groups, self.cost, self.score, self.kept, self.rng = groups, cost, score, kept, rng
         self.propose, self.curves = propose, curves
-        self.genes = genes_of(groups)
+        self.genes = Genes(groups)
         self._costs: dict[tuple[int, ...], Costs] = {}
 
-    def decode(self, genes: Floats) -> Widths:
-        """The network of a point in the unit cube (rule 1)."""
-        widths = {}
-        for gene, members in zip(genes.tolist(), self.genes, strict=True):
-            for group in members:
-                low, high = group.widths[0], group.widths[-1]
-                wanted = low + gene * (high - low)
-                widths[group.id] = min(group.widths, key=lambda width: abs(width - wanted))
-        return widths
-
     def encode(self, widths: Mapping[str, int]) -> list[float]:
-        """What the predictor sees of a network: for each gene the mean share of the width that its groups keep, and the
-        logarithm of the summed errors.
-        """
-        full = full_widths(self.groups)
-        shares = [
-            float(np.mean([widths.get(group.id, full[group.id]) / full[group.id] for group in members]))
-            for members in self.genes
-        ]
+        """What the predictor sees of a network: its genes' features, and the logarithm of the summed errors."""
+        shares, full = self.genes.features(widths), full_widths(self.groups)
         if self.curves is None:
             return shares
         errors = sum(float(self.curves[name][widths.get(name, width)]) for name, width in full.items())
@@ -228,8 +208,8 @@ class _Hunt:
         """Distinct networks between the least goal and the full cost, the original first."""
         from scipy.stats import qmc
 
-        points = qmc.Sobol(len(self.genes) + 1, rng=self.rng).random(POOL)
-        drawn = [self.decode((1 - PULL) * point[1:] + PULL * point[0]) for point in points]
+        points = self.genes.spread(qmc.Sobol(self.genes.draws, rng=self.rng).random(POOL))
+        drawn = [self.genes.decode(point) for point in points]
         drawn = [*self._from_curves(start, goal), *drawn]
         distinct = {tuple(widths.values()): widths for widths in [full_widths(self.groups), *drawn]}
         least = {name: 0.9 * limit for name, limit in goal.items() if limit < start[name]}
@@ -328,7 +308,7 @@ class _Hunt:
         met: dict[tuple[int, ...], tuple[float, Widths]] = {}
 
         def fitness(points: Floats) -> Floats:
-            networks = [self.decode(point) for point in points]
+            networks = [self.genes.decode(point) for point in points]
             mean, deviation = surrogate(np.array([self.encode(widths) for widths in networks]))
             excess = [
                 sum(max(0.0, self.estimate(widths)[name] / limit - 1) for name, limit in limits.items())
@@ -356,27 +336,12 @@ class _Hunt:
     def _founders(self, limits: Mapping[str, float]) -> Floats:
         """The first population: the best samples within the limits, the error curves', and points of all levels."""
         proposed = [] if self.propose is None else self.propose(limits)
-        shares = [self._point(widths) for widths in [*(w for _, w in self._known_within(limits)[:FOUNDERS]), *proposed]]
-        drawn = self.rng.random((POPULATION - len(shares), len(self.genes)))
-        level = self.rng.random((POPULATION - len(shares), 1))
-        return np.array([*shares, *((1 - PULL) * drawn + PULL * level)])
+        known = [*(widths for _, widths in self._known_within(limits)[:FOUNDERS]), *proposed]
+        drawn = self.rng.random((POPULATION - len(known), self.genes.draws))
+        return np.array([*map(self.genes.point, known), *self.genes.spread(drawn)])
 
     def _is_own(self, widths: Widths, limits: Mapping[str, float]) -> bool:
         """Whether a sample's widths are among those that are worth proposing here, within the limits."""
         if any(widths.get(group.id) not in group.widths for group in self.groups):
             return False
         return not over(self.estimate({group.id: widths[group.id] for group in self.groups}), limits)
-
-    def _point(self, widths: Widths) -> list[float]:
-        """A network as a point in the unit cube."""
-        return [
-            float(np.mean([(widths[g.id] - g.widths[0]) / (g.widths[-1] - g.widths[0]) for g in members]))
-            for members in self.genes
-        ]
-
-
-def genes_of(groups: Sequence[Choice]) -> list[list[Choice]]:
-    """The groups of each gene (rule 1)."""
-    if len(groups) <= MOST_GENES:
-        return [[group] for group in groups]
-    return [list(stage) for _, stage in groupby(groups, key=lambda group: group.widths[-1])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,11 +26,14 @@ def scores_of(score: Score, networks: Sequence[Widths]) -> list[float]:
 class Choice:
     """A group that may be narrowed: `widths` are the widths worth proposing, ascending, the full width last.
 
-    Width 0 stands for the branch that the group lies in, which is then taken out whole.
+    Width 0 stands for the branch that the group lies in, which is then taken out whole. `apart` marks what is no group
+    of channels (the size of the input, whose values are lengths of a side): it costs and scores like any other choice,
+    and no gene is shared with it.
     """
 
     id: str
     widths: tuple[int, ...]
+    apart: bool = False
 
 
 class Cost(Protocol):
@@ -113,7 +116,7 @@ class Search(Protocol):
 
 def without_depth(groups: Sequence[Choice]) -> list[Choice]:
     """The groups that may be narrowed, without width 0, which takes a whole branch away."""
-    found = [Choice(group.id, tuple(width for width in group.widths if width)) for group in groups]
+    found = [replace(group, widths=tuple(width for width in group.widths if width)) for group in groups]
     return [group for group in found if len(group.widths) > 1]
 
 

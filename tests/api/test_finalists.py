@@ -46,8 +46,6 @@ def _score(bench, widths):
 class Dear:
     """The same costs, but whatever is measured besides the winner turns out dearer by a factor."""
 
-    energy = None
-
     def __init__(self, bench, winner, factor):
         self.bench, self.winner, self.factor = bench, dict(winner.widths), factor
 
@@ -58,9 +56,12 @@ class Dear:
         factor = 1.0 if dict(widths) == self.winner else self.factor
         return {name: factor * value for name, value in self.bench.cost.measure(widths).items()}
 
+    def at_length(self, widths, *, relative):
+        return {}
+
 
 def _settle(bench, searcher, result):
-    return settle(bench.run, bench.narrowing, bench.statistics, searcher, result, bench.scorer.evaluator)
+    return settle(bench.at(bench.run), bench.statistics, searcher, result)
 
 
 def test_an_unwise_network_is_replaced_by_a_better_one_within_the_budget(bench, searcher):

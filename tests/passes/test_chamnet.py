@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.passes.search import Choice, chamnet, load_search
-from onnx_netadapt.passes.search.chamnet import MOST_GENES, Samples, genes_of
+from onnx_netadapt.passes.search.chamnet import Samples
 from onnx_netadapt.passes.search.common import ListJournal, over
+from onnx_netadapt.passes.search.genes import MOST_GENES, Genes, tied
 from onnx_netadapt.passes.search.genetic import evolve
 from onnx_netadapt.passes.search.surrogate import by_loss, fit
 from onnx_netadapt.predictor import PredictorFile
@@ -151,9 +152,81 @@ def test_the_genetic_algorithm_finds_the_top_of_a_hill_with_a_wall():
 
 def test_many_groups_share_genes_by_stage():
     few = [Choice(f"g{i}", (1, 16)) for i in range(MOST_GENES)]
-    assert [len(members) for members in genes_of(few)] == [1] * MOST_GENES
+    assert [len(members) for members in tied(few)] == [1] * MOST_GENES
     many = [Choice(f"g{i}", (1, 16 if i < 20 else 32)) for i in range(30)]
-    assert [len(members) for members in genes_of(many)] == [20, 10]
+    assert [len(members) for members in tied(many)] == [20, 10]
+
+
+STAGES = tuple(Choice(f"g{i}", (*((0,) if i % 2 else ()), 4, 8, 12, 16)) for i in range(MOST_GENES + 6))
+"""One stage whose groups share a width gene; every other one lies in a branch of its own."""
+
+SIZE = Choice("size", (8, 12, 16), apart=True)
+
+
+def test_a_branch_bit_is_a_gene_of_its_own_beside_a_shared_width():
+    genes = Genes(STAGES)
+    assert (len(genes.shared), len(genes.branches), len(genes)) == (1, 15, 16)
+    point = np.full(len(genes), 0.75)
+    point[0] = 0.0  # the least width is a width, not a branch that is gone
+    assert set(genes.decode(point).values()) == {4}
+    point[3] = 0.25
+    found = genes.decode(point)
+    assert [name for name, width in found.items() if width == 0] == ["g5"]
+    assert genes.decode(np.array(genes.point(found))) == found
+    assert list(found) == [choice.id for choice in STAGES]
+
+
+def test_a_branch_without_widths_between_has_its_bit_alone():
+    genes = Genes([Choice("a", (0, 1)), Choice("b", (0, 4, 8))])
+    assert (len(genes.shared), len(genes.branches)) == (1, 2)
+    assert genes.decode(np.array([1.0, 0.75, 0.25])) == {"a": 1, "b": 0}
+
+
+def test_drawn_networks_lose_every_number_of_branches_about_as_often():
+    from scipy.stats import qmc
+
+    genes = Genes(STAGES)
+    points = genes.spread(qmc.Sobol(genes.draws, rng=np.random.default_rng(0)).random(2048))
+    networks = [genes.decode(point) for point in points]
+    gone = np.array([[widths[group.id] == 0 for group in genes.branches] for widths in networks])
+    assert np.abs(gone.mean(axis=0) - 0.5).max() < 0.05
+    counts = np.bincount(gone.sum(axis=1), minlength=len(genes.branches) + 1)
+    assert counts.min() > 0.6 * 2048 / len(counts)
+    kept = np.array([widths["g0"] for widths in networks])
+    assert abs(np.corrcoef(kept, gone.sum(axis=1))[0, 1]) < 0.1  # depth is drawn apart from width
+
+
+def test_the_search_takes_a_branch_out_that_is_worth_nothing():
+    groups = [Choice("a", (4, 8, 12, 16, 20)), *(Choice(name, (0, 12, 16, 20)) for name in "bcd")]
+
+    class Sum:
+        def __call__(self, widths):
+            return {"macs": float(sum(widths.values()))}
+
+        measure = __call__
+
+    def score(widths):
+        return -sum(
+            worth * (1 - widths[name] / 20) for name, worth in {"a": 4.0, "b": 1.0, "c": 0.01, "d": 2.0}.items()
+        )
+
+    rng = np.random.default_rng(0)
+    found = load_search("chamnet")(
+        None, groups, Sum(), score, {"macs": 60.0}, rng=rng, journal=ListJournal(), samples=60
+    )
+    assert found.widths == {"a": 20, "b": 20, "c": 0, "d": 20}
+
+
+def test_a_gene_apart_is_shared_with_none_and_drawn_evenly():
+    genes = Genes([*(Choice(f"g{i}", (4, 8, 16)) for i in range(MOST_GENES + 1)), SIZE])
+    assert (len(genes.shared), len(genes)) == (1, 2)
+    points = genes.spread(np.random.default_rng(0).random((3000, genes.draws)))
+    networks = [genes.decode(point) for point in points]
+    sizes, counts = np.unique([widths["size"] for widths in networks], return_counts=True)
+    assert sizes.tolist() == [8, 12, 16]
+    assert counts.min() > 900
+    assert abs(np.corrcoef([widths["size"] for widths in networks], [w["g0"] for w in networks])[0, 1]) < 0.1
+    assert all(genes.decode(np.array(genes.point(widths))) == widths for widths in networks[:50])
 
 
 def test_the_predictor_file_keeps_samples_and_refuses_another_model(tmp_path):
