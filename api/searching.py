@@ -1,6 +1,6 @@
 """The search within the main job: what it is given, and the confirmation of its results by longer measurements."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,8 @@ from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search import Choice, Step, load_search
 from onnx_netadapt.passes.search.chamnet import SampleStore
-from onnx_netadapt.passes.search.common import Journal, ListJournal, SearchResult, least_widths, over
-from onnx_netadapt.passes.search.curves import pool_of
+from onnx_netadapt.passes.search.common import Journal, ListJournal, Score, SearchResult, least_widths, over
+from onnx_netadapt.passes.search.curves import least_error, pool_of
 from onnx_netadapt.passes.search.polish import polish
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.scoring import AnyScorer
@@ -159,12 +159,27 @@ def searcher_of(
         "widen": not options.published,
         "pool": pool,
         "curves": curves,
-        "coarse": score.coarse() if options.search in ("mcd", "chamnet") else [],
+        "coarse": _coarse(run, narrowing, score),
         "goal": lowered(goal, AIM),
         "samples_kept": samples,
     }
     start = cost.measure(narrowing.full)
     return Searcher(run, narrowing, cost, choices, score, start, keywords)
+
+
+def _coarse(run: Run, narrowing: Narrowing, score: AnyScorer) -> Sequence[Score]:
+    """The cheap scores that thin out proposals before the one that decides: none for what is published.
+
+    For `netadapt` the error curves, where refitted networks are scored (curves without amounts come with elastic
+    weights, which nothing refits); for `mcd` and `chamnet`, which draw at random, scores on few examples.
+    """
+    options = run.options
+    if options.search in ("mcd", "chamnet"):
+        return score.coarse()
+    refitted = narrowing.curves is not None and narrowing.amounts is not None and options.scoring == "refit"
+    if narrowing.curves is None or not refitted or options.published or options.search != "netadapt":
+        return []
+    return [least_error(narrowing.curves)]
 
 
 def lowered(limits: Mapping[str, float], share: float) -> dict[str, float]:

@@ -5,9 +5,9 @@
 
 Every file of the shared models (or of another folder) that runs and takes at least 0.3 ms goes through the main job
 without fine-tuning and on a few random inputs, one process for each; the result is then measured against the original
-in another, fresh process, in alternating bursts. Good is a ratio in [0.95, 1.0] of the budget, or exit code 3 with what can be reached, or an exit
-code 2 or 4 that names why the model cannot be pruned or run. Rows that are there are kept and not run again; `--all`
-runs all of them again.
+in another, fresh process, in alternating bursts. Good is a ratio in [0.95, 1.0] of the budget, or exit code 3 with
+what can be reached, or an exit code 2 or 4 that names why the model cannot be pruned or run. Rows that are there are
+kept and not run again; `--all` runs all of them again.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def _convolution(view: View, torch: Any) -> Lowered:
 
 def _in_bfloat16(x: Any, torch: Any) -> bool:
     """Whether autocast makes convolutions run in bfloat16 on the processor."""
-    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return bool(x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
 
 
 def _in_float32(convolve: Any, torch: Any, x: Any, w: Any, b: Any, *rest: Any) -> Any:

@@ -17,13 +17,22 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import Choice, Cost, Widths, full_widths, over
+from .common import Choice, Cost, Score, Widths, full_widths, over
 
 POWERS = (0.5, 1.0, 2.0)
 """Errors are raised to these powers, one proposal for each: how much a large error in one place counts against many."""
 
 Floats = NDArray[np.float64]
 Pool = Callable[[Mapping[str, float]], list[Widths]]
+
+
+def least_error(curves: Mapping[str, Floats]) -> Score:
+    """A score of widths that runs nothing: the errors of the groups, summed and taken negative (rule 1)."""
+
+    def score(widths: Mapping[str, int]) -> float:
+        return -sum(float(curves[name][width]) for name, width in widths.items())
+
+    return score
 
 
 def pool_of(

@@ -4,7 +4,8 @@ Each group makes one proposal per iteration: the largest width at which the WHOL
 included, meets the iteration's limit, all other groups unchanged. The rest is in `descent`.
 
 DEVIATION: with a `pool` whole networks made from error curves (`curves`) stand beside the single-group proposals,
-judged by the same score. It can be switched off.
+judged by the same score. DEVIATION: with `coarse` scores only the best third of the proposals goes on from one to the
+next (`descent`, rule 4). Both can be switched off.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def search(
     decay: float = DECAY,
     widen: bool = True,
     pool: Pool | None = None,
+    coarse: Sequence[Score] = (),
     iterations: int = ITERATIONS,
     goal: Mapping[str, float] | None = None,
     curves: Curves | None = None,
@@ -46,8 +48,9 @@ def search(
 
     `step` is the first reduction as a share of the starting cost (None: laid out for `iterations` steps), `decay` its
     factor from one iteration to the next; `widen` gives unused budget back at the end; `pool` adds whole networks to
-    each iteration's proposals; `goal` is the least budget of a pass through several; `curves` are errors by
-    width, for the exchanges at the end. With `widen` off and no pool it is the published algorithm.
+    each iteration's proposals; `coarse` are cheap scores, the cheapest first; `goal` is the least budget of a pass
+    through several; `curves` are errors by width, for the exchanges at the end. With `widen` off, no pool and no coarse
+    scores it is the published algorithm.
     Deterministic: `rng` is unused.
     Raises BudgetError when the budget cannot be reached.
     """
@@ -56,4 +59,4 @@ def search(
         return single_groups(groups, cost, place) + from_pool(pool, cost, place)
 
     schedule = Schedule(step, decay, iterations)
-    return Descent(groups, cost, (score,), budget, propose, schedule, goal, curves).run(journal, widen=widen)
+    return Descent(groups, cost, (*coarse, score), budget, propose, schedule, goal, curves).run(journal, widen=widen)

@@ -95,9 +95,10 @@ def test_the_seed_decides_and_nothing_else():
     assert run("mcd", {"latency": 500.0}, seed=3) != run("mcd", {"latency": 500.0}, seed=4)
 
 
-def test_coarse_scores_thin_out_what_the_last_one_judges():
+@pytest.mark.parametrize("name", ["mcd", "netadapt"])
+def test_coarse_scores_thin_out_what_the_last_one_judges(name):
     coarse, fine = Pairs(), Pairs()
-    found = run("mcd", {"latency": 500.0}, score=fine, coarse=(coarse,), widen=False)
+    found = run(name, {"latency": 500.0}, score=fine, coarse=(coarse,), widen=False)
     count = sum(len(step.proposals) for step in found.steps)
     assert coarse.calls == count
     assert fine.calls <= count / 2
