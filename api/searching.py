@@ -167,7 +167,7 @@ def searcher_of(
     return Searcher(run, narrowing, cost, choices, score, start, keywords)
 
 
-def _coarse(run: Run, narrowing: Narrowing, score: AnyScorer) -> Sequence[Score]:
+def _coarse(run: Run, narrowing: Narrowing, score: AnyScorer | SizedScorer) -> Sequence[Score]:
     """The cheap scores that thin out proposals before the one that decides: none for what is published.
 
     For `netadapt` the error curves, where refitted networks are scored (curves without amounts come with elastic
