@@ -176,7 +176,7 @@ def _coarse(run: Run, narrowing: Narrowing, score: AnyScorer | SizedScorer) -> S
     options = run.options
     if options.search in ("mcd", "chamnet"):
         return score.coarse()
-    refitted = narrowing.curves is not None and narrowing.amounts is not None and options.scoring == "refit"
+    refitted = narrowing.amounts is not None and options.scoring == "refit"
     if narrowing.curves is None or not refitted or options.published or options.search != "netadapt":
         return []
     return [least_error(narrowing.curves)]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx_netadapt.costs import NetworkCost
 from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.metrics import metric_of
@@ -26,7 +25,6 @@ from onnx_netadapt.scoring import AnyScorer
 
 RESOLUTION = "resolution"
 
-Curves = Mapping[str, NDArray[np.float64]]
 Groups = Mapping[str, int]
 
 

@@ -26,15 +26,15 @@ def _convolution(view: View, torch: Any) -> Lowered:
         if before != after or min(before) < 0:
             x, before = functional.pad(x, torch_pads(before, after)), [0] * len(before)
         convolve = convs[x.dim()]
-        if max(strides) > 1 and w.shape[1] == 1 and _in_bfloat16(x, torch):
+        if max(strides) > 1 and w.shape[1] == 1 and _autocasts(x, torch):
             return _in_float32(convolve, torch, x, w, b, strides, before, dilations, group)
         return convolve(x, w, b, strides, before, dilations, group)
 
     return run
 
 
-def _in_bfloat16(x: Any, torch: Any) -> bool:
-    """Whether autocast makes convolutions run in bfloat16 on the processor."""
+def _autocasts(x: Any, torch: Any) -> bool:
+    """Whether autocast makes convolutions run in a narrower type on the processor."""
     return bool(x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
 
 

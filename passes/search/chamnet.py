@@ -48,7 +48,7 @@ from .common import (
     require_reachable,
     scores_of,
 )
-from .curves import Pool
+from .curves import Curves, Pool, summed_error
 from .genes import Genes
 from .genetic import evolve
 from .polish import polish
@@ -111,7 +111,7 @@ def search(
     good_error: float = GOOD_ERROR,
     goal: Mapping[str, float] | None = None,
     pool: Pool | None = None,
-    curves: Mapping[str, Floats] | None = None,
+    curves: Curves | None = None,
     widen: bool = True,
     **options: Any,
 ) -> SearchResult:
@@ -165,7 +165,7 @@ class _Hunt:
         kept: SampleStore,
         rng: np.random.Generator,
         propose: Pool | None,
-        curves: Mapping[str, Floats] | None,
+        curves: Curves | None,
     ) -> None:
         self.groups, self.cost, self.score, self.kept, self.rng = groups, cost, score, kept, rng
         self.propose, self.curves = propose, curves
@@ -177,7 +177,7 @@ class _Hunt:
         shares, full = self.genes.features(widths), full_widths(self.groups)
         if self.curves is None:
             return shares
-        errors = sum(float(self.curves[name][widths.get(name, width)]) for name, width in full.items())
+        errors = summed_error(self.curves, {name: widths.get(name, width) for name, width in full.items()})
         return [*shares, float(np.log10(LEAST_ERROR + errors)) / 4]
 
     def estimate(self, widths: Widths) -> Costs:

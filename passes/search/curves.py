@@ -23,21 +23,23 @@ POWERS = (0.5, 1.0, 2.0)
 """Errors are raised to these powers, one proposal for each: how much a large error in one place counts against many."""
 
 Floats = NDArray[np.float64]
+Curves = Mapping[str, Floats]
+"""Errors of every width by group (`UnitOrder.error`)."""
+
 Pool = Callable[[Mapping[str, float]], list[Widths]]
 
 
-def least_error(curves: Mapping[str, Floats]) -> Score:
-    """A score of widths that runs nothing: the errors of the groups, summed and taken negative (rule 1)."""
-
-    def score(widths: Mapping[str, int]) -> float:
-        return -sum(float(curves[name][width]) for name, width in widths.items())
-
-    return score
+def summed_error(curves: Curves, widths: Mapping[str, int]) -> float:
+    """The errors of groups at their widths, added up (rule 1)."""
+    return sum(float(curves[name][width]) for name, width in widths.items())
 
 
-def pool_of(
-    groups: Sequence[Choice], curves: Mapping[str, Floats], cost: Cost, powers: Sequence[float] = POWERS
-) -> Pool:
+def least_error(curves: Curves) -> Score:
+    """A score of widths that runs nothing: the summed error, taken negative."""
+    return lambda widths: -summed_error(curves, widths)
+
+
+def pool_of(groups: Sequence[Choice], curves: Curves, cost: Cost, powers: Sequence[float] = POWERS) -> Pool:
     """A function that gives, for limits by resource, the networks that the error curves propose within them."""
     ladders: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
 
@@ -53,7 +55,7 @@ def pool_of(
 
 
 def _ladder(
-    groups: Sequence[Choice], curves: Mapping[str, Floats], cost: Cost, names: Sequence[str], power: float
+    groups: Sequence[Choice], curves: Curves, cost: Cost, names: Sequence[str], power: float
 ) -> list[tuple[str, int]]:
     """All (group, width) steps, those of least error per saving first (rule 3)."""
     full = full_widths(groups)

@@ -35,8 +35,8 @@ from .common import (
     require_reachable,
     scores_of,
 )
-from .curves import Pool
-from .polish import Curves, polish
+from .curves import Curves, Pool
+from .polish import polish
 
 DECAY = 0.96
 EASINGS = 4

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ...ir.graph import Graph
 from .common import Choice, Cost, Journal, Score, SearchResult, Widths
-from .curves import Pool
+from .curves import Curves, Pool
 from .descent import DECAY, Descent, Place, Proposal, Schedule, from_pool, single_groups, within
 
 ITERATIONS = 6
@@ -60,7 +60,7 @@ def search(
     proposals: int = PROPOSALS,
     layers: int | None = None,
     coarse: Sequence[Score] = (),
-    curves: Mapping[str, Floats] | None = None,
+    curves: Curves | None = None,
     **options: Any,
 ) -> SearchResult:
     """The network within the budget that multi-layer coordinate descent finds.
@@ -93,7 +93,7 @@ class _Drawer:
         groups: Sequence[Choice],
         cost: Cost,
         place: Place,
-        curves: Mapping[str, Floats] | None,
+        curves: Curves | None,
         rng: np.random.Generator,
     ) -> None:
         self.cost, self.place, self.rng = cost, place, rng
@@ -109,7 +109,7 @@ class _Drawer:
         distinct = {tuple(widths.items()): widths for widths in drawn if widths is not None}
         return list(distinct.values())
 
-    def _chances(self, curves: Mapping[str, Floats] | None) -> Floats:
+    def _chances(self, curves: Curves | None) -> Floats:
         """Rule 2."""
         uniform = np.full(len(self.live), 1 / max(len(self.live), 1))
         if curves is None or not self.live:

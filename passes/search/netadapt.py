@@ -17,9 +17,8 @@ import numpy as np
 
 from ...ir.graph import Graph
 from .common import Choice, Cost, Journal, Score, SearchResult
-from .curves import Pool
+from .curves import Curves, Pool
 from .descent import DECAY, Descent, Place, Proposal, Schedule, from_pool, single_groups
-from .polish import Curves
 
 ITERATIONS = 16
 """Iterations that the default schedule is laid out for."""

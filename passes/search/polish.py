@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .common import Choice, Cost, Costs, Score, Step, Widths, full_widths, key_of, over, scores_of
+from .common import Choice, Cost, Costs, Score, Step, Widths, key_of, over, scores_of
+from .curves import Curves, summed_error
 
 SPENT = 0.99
 """A network of this share of any budget has spent it."""
@@ -34,8 +34,6 @@ SCORED = 12
 
 TRIES = 4
 """Networks that may measure over the budget before the rest of it is left."""
-
-Curves = Mapping[str, NDArray[np.float64]]
 
 
 def polish(
@@ -95,9 +93,9 @@ class _Place:
         present = self.cost(self.widths)
         return {name: limit * present[name] / max(self.measured[name], 1e-12) for name, limit in self.budget.items()}
 
-    def allowed(self, widths: Widths, limits: Mapping[str, float]) -> bool:
-        """Whether a network may be tried."""
-        return not over(self.cost(widths), limits) and key_of(widths) not in self.barred
+    def allowed(self, widths: Widths, estimate: Costs, limits: Mapping[str, float]) -> bool:
+        """Whether a network of this estimate may be tried."""
+        return not over(estimate, limits) and key_of(widths) not in self.barred
 
     def wider(self) -> list[Widths]:
         """For each group the network with it as wide as the budget lets it be (rule 1)."""
@@ -106,8 +104,9 @@ class _Place:
         for group in self.groups:
             rising = [w for w in group.widths if w > self.widths[group.id]]
             for width in reversed(rising):
-                if self.allowed(self.widths | {group.id: width}, limits):
-                    found.append(self.widths | {group.id: width})
+                candidate = self.widths | {group.id: width}
+                if self.allowed(candidate, self.cost(candidate), limits):
+                    found.append(candidate)
                     break
         return found
 
@@ -118,7 +117,7 @@ class _Place:
         found = []
         for widths in self._exchanges():
             estimate = self.cost(widths)
-            if not over(estimate, limits) and over(estimate, half) and key_of(widths) not in self.barred:
+            if over(estimate, half) and self.allowed(widths, estimate, limits):
                 fill = max(estimate[name] / limit for name, limit in limits.items())
                 found.append((self._error(widths), -fill, widths))
         found.sort(key=lambda item: item[:2])
@@ -137,5 +136,4 @@ class _Place:
     def _error(self, widths: Widths) -> float:
         if self.curves is None:
             return 0.0
-        whole = full_widths(self.groups) | widths
-        return sum(float(self.curves[group.id][whole[group.id]]) for group in self.groups)
+        return summed_error(self.curves, {group.id: widths[group.id] for group in self.groups})
