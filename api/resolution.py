@@ -112,7 +112,9 @@ def planned_size(graph: Graph, plan: Mapping[str, Any]) -> InputSize | None:
 
 def sizes_below(own: InputSize, wanted: Range) -> list[InputSize]:
     """The candidates below the model's own size (rule 2), ascending; InputError when there are none."""
-    found = [own.at(side, wanted.step) for side in wanted.sides if side < own.resolution]
+    sides = wanted.sides  # of any length: what lies above the model's own size is not gone through
+    below = range(sides.start, min(sides.stop, own.resolution), sides.step)
+    found = [own.at(side, wanted.step) for side in below]
     if not found:
         raise InputError(f"{wanted}: no size of this range is below the model's own, {own}; {_HELP}")
     return found

@@ -307,6 +307,16 @@ def test_ranges_are_snapped_to_the_step_and_end_below_the_models_own_size():
         sizes_below(own, parse_resolution("224..256"))
 
 
+@pytest.mark.parametrize("text", ["128..99999999999999", "99999999999999..999999999999999"])
+def test_ranges_of_any_length_are_no_work(text):
+    own = InputSize("image", (1, 3, 160, 160), (2, 3))
+    if text.startswith("128"):
+        assert [size.resolution for size in sizes_below(own, parse_resolution(text))] == [128]
+    else:
+        with pytest.raises(InputError, match="below the model's own"):
+            sizes_below(own, parse_resolution(text))
+
+
 def test_models_without_one_image_are_refused():
     net = Net()
     net.output(net.dense(net.input(1, 4), 4, 2))
