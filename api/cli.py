@@ -98,6 +98,9 @@ def adapt_command(
     resolution: Annotated[
         str | None, typer.Option("--resolution", help="chamnet: sizes the input may take, 96..224 [:32], in pixels")
     ] = None,
+    downsample: Annotated[
+        str, typer.Option("--downsample", help="auto, never or PIXELS: the model makes its image smaller itself")
+    ] = "auto",
     meter: Annotated[
         str | None, typer.Option("--meter", help="package.module:function that returns the joules counted so far")
     ] = None,
@@ -125,7 +128,7 @@ def adapt_command(
         shapes=dict(map(parse_shape, shape)), exclude=tuple(exclude), only=tuple(only), renormalize=renormalize,
         allow_depth=allow_depth, min_keep=min_keep, step=step, decay=decay, lut=lut, journal=journal, resume=resume,
         best_effort=best_effort, published=published, scoring=scoring, predictor=predictor,
-        resolution=resolution, meter=meter, elastic=elastic, seed=seed,
+        resolution=resolution, downsample=downsample, meter=meter, elastic=elastic, seed=seed,
     )  # fmt: skip
     command = " ".join(["onnx-netadapt", *sys.argv[1:]])
     told: dict[str, Any] = {"name": str(model), "progress": Progress(quiet=quiet), "command": command}

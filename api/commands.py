@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx_netadapt.elastic_record import narrowing_of, wanted_record, without_record
+from onnx_netadapt.ir.downsample import same_factors
 from onnx_netadapt.ir.errors import InputError, TargetError
 from onnx_netadapt.ir.external import Lazy, Weights, byte_size, split
 from onnx_netadapt.ir.graph import Constant, Graph, Shape
-from onnx_netadapt.ir.load import Source, files_of, load, parts, read_apart, reshaped
+from onnx_netadapt.ir.load import Source, files_of, load, parts, read_apart
 from onnx_netadapt.ir.write import PROTOBUF_LIMIT, Array, move_files, save, write_files
 from onnx_netadapt.network import Narrowing, by_weight, check_prunable, means_note, selected_groups, why_whole
 from onnx_netadapt.passes.coupling import couple
@@ -24,7 +25,7 @@ from onnx_netadapt.paths import check_output
 from onnx_netadapt.profiler import Accuracy, LatencyModel, Lut, Target, accuracy, appraise, fill, measure, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import write_json
-from onnx_netadapt.resolution import InputSize, data_at, planned_size
+from onnx_netadapt.resolution import InputSize, at_size, data_at, planned_size
 from onnx_netadapt.summary import latency_facts
 
 Shapes = Mapping[str, Shape]
@@ -337,8 +338,11 @@ def verify_models(
     try:
         size = planned_size(graph, plan)
         feeds = _verify_feeds(graph, size, data, preprocess)
-        graph = graph if size is None else reshaped(graph, size.name, size.shape)
-        small, refined, problem = unrefined(graph, *read_apart(pruned), plan)
+        graph = graph if size is None else at_size(graph, size)
+        read = read_apart(pruned)
+        small, refined, problem = unrefined(graph, *read, plan)
+        if size is not None and size.inside and not same_factors(graph, parts(*read)[1]):
+            problem = f"the model does not make its image {size}, as the plan says"
         if problem:
             return Verification(False, float("inf"), 0.0, 0, refined, problem)
         found = _checked(graph, *small, plan, feeds)
@@ -414,7 +418,7 @@ def _verify_feeds(
 ) -> list[dict[str, Any]]:
     """Inputs for the check, at the size that the plan goes with."""
     if data is None:
-        return random_feeds(graph if planned is None else reshaped(graph, planned.name, planned.shape), 4)
+        return random_feeds(graph if planned is None else at_size(graph, planned), 4)
     from onnx_netadapt.data import load_data
 
     inputs = {port.name: (port.dims, onnx.helper.tensor_dtype_to_np_dtype(port.dtype)) for port in graph.inputs}

@@ -28,6 +28,7 @@ from onnx_netadapt.ir.write import save
 from onnx_netadapt.metrics import metric_of, search_metric
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.options import Options
+from onnx_netadapt.ordering import ordered
 from onnx_netadapt.passes.elastic import Widths, train, unmasked
 from onnx_netadapt.passes.finetune import FinetuneResult, FinetuneSettings
 from onnx_netadapt.passes.masks import MaskedModel, Prefixes
@@ -35,7 +36,6 @@ from onnx_netadapt.passes.search import Choice
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.to_torch import unsupported
 from onnx_netadapt.paths import check_output
-from onnx_netadapt.pipeline import ordered
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import write_json
 from onnx_netadapt.run import Run, prepare

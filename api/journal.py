@@ -75,6 +75,16 @@ def _entry(told: dict[str, Any]) -> _Entry:
     return _Entry(goal, Step(**(told | {"proposals": tuple(told["proposals"])})))
 
 
+def last_widths(path: Path) -> Mapping[str, int] | None:
+    """The widths of the last step in a journal; None where there is no such file or step (`FileJournal` says why)."""
+    try:
+        steps = [_entry(dict(json.loads(line))).step for line in path.read_text().splitlines()[1:] if line]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    found = [step.widths for step in steps if step is not None]
+    return found[-1] if found else None
+
+
 def _read(path: Path, header: Mapping[str, Any]) -> list[_Entry]:
     if not path.is_file():
         raise InputError(f"--resume: there is no journal {path}; start without --resume")

@@ -7,7 +7,7 @@ from typing import Any
 
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Shape
-from onnx_netadapt.resolution import parse_resolution
+from onnx_netadapt.resolution import parse_downsample, parse_resolution
 
 SCORINGS = ("refit", "masked")
 """How the search judges a network: with its weights refitted, or as it stands, many at once (see `scoring`)."""
@@ -50,6 +50,7 @@ class Options:
     scoring: str = "refit"
     predictor: Path | None = None
     resolution: str | None = None
+    downsample: str = "auto"
     meter: str | None = None
     seed: int = 0
 
@@ -70,6 +71,10 @@ class Options:
                 raise InputError(
                     f"--resolution {self.resolution}: --search {self.search} changes widths only; use --search chamnet"
                 )
+        if parse_downsample(self.downsample) is not None and (self.resolution or self.scoring == "masked"):
+            raise InputError(
+                f"--downsample {self.downsample}: does not go with --resolution and --scoring masked; leave it out"
+            )
         if not 0 < self.decay <= 1:
             raise InputError(f"--decay {self.decay}: must be above 0 and at most 1")
 

@@ -10,7 +10,7 @@ budget: `sweep` takes many budgets over one bench.
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,20 @@ import numpy as np
 import onnx
 from onnx_netadapt.budgets import Budget
 from onnx_netadapt.costs import NetworkCost
+from onnx_netadapt.downsampling import Sized, downsampled
 from onnx_netadapt.elastic_record import Record, narrowing_of, wanted_record, without_record
 from onnx_netadapt.energy import EnergyModel
 from onnx_netadapt.evaluate import Evaluator, batch_size
 from onnx_netadapt.finalists import settle
 from onnx_netadapt.finish import finish, report_scores
-from onnx_netadapt.ir.errors import BudgetError, InputError
+from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph
 from onnx_netadapt.ir.load import Source, files_of
-from onnx_netadapt.journal import FileJournal
+from onnx_netadapt.journal import FileJournal, last_widths
 from onnx_netadapt.metrics import Metric, metric_of, search_metric
-from onnx_netadapt.network import Narrowing, check_prunable, means_note, why_whole
+from onnx_netadapt.network import Narrowing, means_note
 from onnx_netadapt.options import Options
-from onnx_netadapt.passes.branches import with_branches
+from onnx_netadapt.ordering import ordered
 from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.search import Choice, SearchResult, frontier
@@ -41,17 +42,19 @@ from onnx_netadapt.predictor import PredictorFile
 from onnx_netadapt.profiler import Granularity, Latency, LatencyModel, Lut, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import AdaptReport
-from onnx_netadapt.resolution import InputSize, parse_resolution
-from onnx_netadapt.run import Run, one_blas_thread, prepare
+from onnx_netadapt.resolution import AUTO, NEVER, InputSize, parse_resolution, planned
+from onnx_netadapt.run import Run, prepare
 from onnx_netadapt.scoring import AnyScorer, Candidates, MaskedScorer, Scorer
 from onnx_netadapt.searching import AnyJournal, searcher_of
 from onnx_netadapt.stages import (
+    RESOLUTION,
     At,
     SizedCost,
     SizedScorer,
     Stage,
     groups_of,
     joined,
+    proposed,
     resolution_facts,
     sized_runs,
     stage_at,
@@ -71,12 +74,6 @@ LOWER = (0.97, 0.95, 0.93)
 
 AGAIN_SECONDS = 6.0
 """How long a finished model is measured once more before it counts as over the budget: the next one is trained anew."""
-
-NO_BRANCH = (
-    "--allow-depth: no residual branch of this model can go whole (what is added to a tensor x, made from x alone and "
-    "of no other use): only widths change"
-)
-"""The warning when there is no depth to take out."""
 
 OFF_EDGES = 2
 """Variants off the target's step that are profiled: the search proposes none, but barriers may force some channels."""
@@ -152,17 +149,16 @@ def set_up(source: Source, options: Options, name: str, progress: Progress, comm
     """Everything up to the search."""
     if options.predictor is not None:
         check_output(Path(options.predictor), "--predictor")
-    run = prepare(source, options, progress)
+    run = prepare(source, options if options.resolution else _as_begun(options), progress)
     record = _record(run)
     lut = Lut.open(options.lut or ":memory:", run.target.fingerprint()) if "latency" in run.budgets else None
-    runs = sized_runs(run, parse_resolution(options.resolution)) if options.resolution else [(None, run)]
-    own, choices, granularity = _stage(*runs[0], record, lut)
-    stages = (own, *(_stage(*at_size, record, lut, own)[0] for at_size in runs[1:]))
+    stages, choices, granularity = _stages(run, record, lut)
     whole = joined(stages, choices)
-    samples = _samples(run, full_widths(whole.choices) | own.narrowing.full, own.evaluator)
-    table = None if lut is None else _table_facts(options, lut, own.cost.latency)
+    lead = whole.lead
+    samples = _samples(run, full_widths(whole.choices) | lead.narrowing.full, lead.evaluator)
+    table = None if lut is None else _table_facts(options, lut, lead.cost.latency)
     return Bench(
-        run, source, name, command, whole.narrowing, own.statistics, whole.cost, whole.choices, granularity, table,
+        run, source, name, command, whole.narrowing, lead.statistics, whole.cost, whole.choices, granularity, table,
         whole.scorer, samples, stages,
     )  # fmt: skip
 
@@ -178,12 +174,12 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
         run.warnings.append(note)
     at = bench.at(run)
     if met and bench.statistics and searcher.refines:
-        result = settle(at, bench.statistics, searcher, result)
+        result = settle(at, bench.statistics, searcher, result, proposed(bench.stages))
     for ceiling in LOWER:
         stage = at(result.widths)
         model, facts = finish(stage.run, stage.narrowing, stage.statistics, groups_of(result.widths), stage.evaluator)
         if stage.run.original is not None and stage.size is not None:
-            facts["plan"] |= {"input": {"name": stage.size.name, "shape": list(stage.size.shape)}}
+            facts["plan"] |= {"input": planned(stage.size)}
         before, after = stage.cost.final(model)
         if met and not _within(run, before, after):
             # the same structure was within the budget before its weights were refined: who is right is asked at length
@@ -275,43 +271,53 @@ def _cut_from(run: Run, record: Record) -> Narrowing:
     return narrowing_of(record, coupling)
 
 
-def ordered(run: Run) -> tuple[Narrowing, Statistics]:
-    """The coupled graph with the nested order of its units, and the statistics that it was worked out from."""
-    from onnx_netadapt.passes.gram import collect
-    from onnx_netadapt.passes.importance import order
+def _in_order(run: Run, record: Record | None) -> tuple[Narrowing, Statistics | None]:
+    """The coupled graph in nested order, and statistics where its weights are to be refitted."""
+    return ordered(run) if record is None else (_cut_from(run, record), None)
 
-    with run.timed("analysis"):
-        coupling = couple(run.graph, renormalize=run.options.renormalize)
-        if run.options.allow_depth:
-            coupling = with_branches(coupling)
-            run.warnings += [] if coupling.branches else [NO_BRANCH]
-    check_prunable(coupling)
-    if not coupling.groups:
-        raise BudgetError(
-            f"there is nothing to prune in this model{why_whole(coupling)}; it costs {run.start.median_ms:.3f} ms as "
-            "it is, and `inspect` shows every barrier"
-        )
-    # BLAS threads and ONNX Runtime's would spin beside each other
-    with run.progress.phase("statistics of the original") as report, run.timed("statistics"), one_blas_thread():
-        statistics = collect(coupling, run.batches, progress=report)
-        orders = order(coupling, statistics)
-    run.warnings += list(getattr(statistics, "notes", ()))
-    order_of = {name: found.order for name, found in orders.items()}
-    curves = {name: found.error for name, found in orders.items()}
-    amounts = {name: found.amount for name, found in orders.items()}
-    return Narrowing(coupling, order_of, curves, amounts), statistics
+
+def _stages(
+    run: Run, record: Record | None, lut: Lut | None
+) -> tuple[tuple[Stage, ...], list[Choice], Granularity | None]:
+    """The sizes that the input may take, the model's own first, the widths worth proposing and the granularity."""
+    if run.options.resolution:
+        runs = sized_runs(run, parse_resolution(run.options.resolution))
+        own, choices, granularity = _stage(*runs[0], record, lut)
+        return (own, *(_stage(*at_size, record, lut, own)[0] for at_size in runs[1:])), choices, granularity
+    found = None if record is not None else downsampled(run, _search_metric(run), lut)
+    if found is None or found.chosen.run is run:
+        only, choices, granularity = _stage(None, run, record, lut, known=None if found is None else found.chosen)
+        return (only,), choices, granularity
+    own = _reference(run, found.own)
+    small, choices, granularity = _stage(found.chosen.size, found.chosen.run, None, lut, own, found.chosen)
+    return (own, small), choices, granularity
+
+
+def _reference(run: Run, own: Sized) -> Stage:
+    """The stage of a model as it is, which another one stands in for: budgets and scores refer to it."""
+    narrowing, options = own.whole, run.options
+    evaluator = _evaluator(run, narrowing, narrowing.choices(None, options.min_keep, options.exclude, options.only))
+    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.start)
+    return Stage(run, narrowing, None, cost, Scorer(Candidates(narrowing, None), evaluator), own.size, reference=True)
 
 
 def _stage(
-    size: InputSize | None, run: Run, record: Record | None, lut: Lut | None, own: Stage | None = None
+    size: InputSize | None,
+    run: Run,
+    record: Record | None,
+    lut: Lut | None,
+    own: Stage | None = None,
+    known: Sized | None = None,
 ) -> tuple[Stage, list[Choice], Granularity | None]:
     """The model at one size of its input, the widths worth proposing and the target's granularity.
 
-    `own` is the stage of the model's own size; None: this is it.
+    `own` is the stage of the model's own size; None: this is it. `known` has what was worked out to choose the size.
     """
     if size is not None:
         run.progress.say(f"input of {size}")
-    narrowing, statistics = ordered(run) if record is None else (_cut_from(run, record), None)
+    narrowing, statistics = (known and known.ready) or (
+        ordered(run) if record is None else (_cut_from(run, record), None)
+    )
     if own is not None and narrowing.full != own.narrowing.full:
         raise InputError(
             f"--resolution {run.options.resolution}: with an input of {size} other channels of the model belong "
@@ -324,7 +330,8 @@ def _stage(
         scorer = MaskedScorer(narrowing, evaluator)
     if own is not None:
         cost.measure(narrowing.full)  # ties the estimates at this size to the speed at which the original was measured
-    return Stage(run, narrowing, statistics, cost, scorer, size), choices, granularity
+    networks = () if known is None else known.networks
+    return Stage(run, narrowing, statistics, cost, scorer, size, networks), choices, granularity
 
 
 def _cost(run: Run, narrowing: Narrowing, lut: Lut | None) -> tuple[NetworkCost, list[Choice], Granularity | None]:
@@ -409,9 +416,7 @@ def _search_metric(run: Run) -> Metric:
 
 def open_journal(bench: Bench, options: Options) -> AnyJournal:
     """The journal of a run: where `options` says, else beside the output; without an output in memory."""
-    path = options.journal
-    if path is None and options.output is not None:
-        path = options.output.with_name(f"{options.output.name}.journal.jsonl")
+    path = _journal_path(options)
     if path is None:
         return ListJournal()
     header = {
@@ -429,9 +434,25 @@ def open_journal(bench: Bench, options: Options) -> AnyJournal:
         **({"renormalize": True} if options.renormalize else {}),
         **({"allow_depth": True} if options.allow_depth else {}),
         **({"resolution": options.resolution} if options.resolution else {}),
+        **({} if options.downsample == AUTO else {"downsample": options.downsample}),
         **({} if options.elastic is None else {"elastic": options.elastic}),
     }
     return FileJournal(path, header, resume=options.resume)
+
+
+def _journal_path(options: Options) -> Path | None:
+    """Where the options say, else beside the output."""
+    if options.journal is not None or options.output is None:
+        return options.journal
+    return options.output.with_name(f"{options.output.name}.journal.jsonl")
+
+
+def _as_begun(options: Options) -> Options:
+    """The options with the size that an interrupted run had chosen for its image, as its steps have it."""
+    path = _journal_path(options)
+    if not options.resume or path is None or options.downsample != AUTO or (past := last_widths(path)) is None:
+        return options
+    return replace(options, downsample=str(past[RESOLUTION]) if RESOLUTION in past else NEVER)
 
 
 def close_journal(journal: AnyJournal, options: Options, *, done: bool) -> None:

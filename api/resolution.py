@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from onnx_netadapt.evaluate import Runner
 from onnx_netadapt.inputs import Array, Data, Feeds, Indices
+from onnx_netadapt.ir.downsample import downsampled
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph, Shape
 from onnx_netadapt.ir.load import reshaped
@@ -22,6 +23,12 @@ from onnx_netadapt.ir.shapes import image_axes
 
 STEP = 32
 """The default step: networks that halve their maps five times keep whole positions on it."""
+
+SIZES_INSIDE = 14
+"""Sizes lie on the largest power of two that fits so many times into the model's own: 16 for 224, 2 for 32 pixels."""
+
+AUTO, NEVER = "auto", "never"
+"""What `--downsample` may say beside a number of pixels."""
 
 _HELP = "write a range such as 96..224, or 96..224:16 for another step than 32"
 
@@ -46,11 +53,15 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class InputSize:
-    """A size of one input: its whole shape, and which `axes` of it are height and width."""
+    """A size of one input: its whole shape, and which `axes` of it are height and width.
+
+    `inside` tells that the model takes the input as ever, and makes it that small itself (`downsampling`).
+    """
 
     name: str
     shape: Shape
     axes: tuple[int, int]
+    inside: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -86,6 +97,15 @@ def parse_resolution(text: str) -> Range:
     return found
 
 
+def parse_downsample(text: str) -> int | None:
+    """The side in pixels that a `--downsample` option fixes; None for auto and never. InputError for other words."""
+    if text in (AUTO, NEVER):
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--downsample {text}: write auto, never, or the shorter side in pixels, as in 160")
+    return int(text)
+
+
 def own_size(graph: Graph, wanted: Range) -> InputSize:
     """The size of the model's one image input as it stands; InputError where it has none, or several."""
     images = [(port, axes) for port in graph.inputs if (axes := image_axes(port))]
@@ -107,7 +127,19 @@ def planned_size(graph: Graph, plan: Mapping[str, Any]) -> InputSize | None:
     if not found:
         raise InputError(f"the plan goes with input '{name}' {list(shape)}, and the original has no such input")
     height, width = found[0]
-    return InputSize(name, shape, (height, width))
+    return InputSize(name, shape, (height, width), bool(plan["input"].get("inside", False)))
+
+
+def planned(size: InputSize) -> dict[str, Any]:
+    """What a plan says of the size that it goes with."""
+    return {"name": size.name, "shape": list(size.shape), **({"inside": True} if size.inside else {})}
+
+
+def at_size(graph: Graph, size: InputSize) -> Graph:
+    """The graph at a size, which it may not be able to run at."""
+    if size.inside:
+        return downsampled(graph, size.name, size.axes, size.sides)
+    return reshaped(graph, size.name, size.shape)
 
 
 def sizes_below(own: InputSize, wanted: Range) -> list[InputSize]:
@@ -120,8 +152,17 @@ def sizes_below(own: InputSize, wanted: Range) -> list[InputSize]:
     return found
 
 
+def sizes_inside(own: InputSize) -> list[InputSize]:
+    """The sizes that a model may make its image itself, ascending: from half the side up, on a power of two."""
+    step = 1 << max(0, int(np.log2(own.resolution / SIZES_INSIDE)))
+    sides = range(-(-own.resolution // (2 * step)) * step, own.resolution, step)
+    return [replace(own.at(side, step), inside=True) for side in sides]
+
+
 def data_at(data: Data, size: InputSize) -> Data:
     """The same examples with the image input at a size (rule 4)."""
+    if size.inside:
+        return data
     images = data.resized
 
     def read(indices: Indices) -> Feeds:
@@ -153,7 +194,7 @@ def tried(graph: Graph, size: InputSize, data: Data, outputs: Sequence[Array]) -
     """
     count = graph.shapes[size.name][0]
     try:
-        found = reshaped(graph, size.name, size.shape)
+        found = at_size(graph, size)
         made = Runner(found.model)(data.read(np.arange(count) % data.n))
     except Exception as error:  # shape inference and ONNX Runtime fail in many ways: each says that this cannot be
         return _first_line(error)

@@ -30,7 +30,10 @@ Groups = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The model at one size of its input; `size` is None where there is no choice of sizes."""
+    """The model at one size of its input; `size` is None where there is no choice of sizes.
+
+    A `reference` is not searched: budgets and scores refer to it. `networks` were judged before the search.
+    """
 
     run: Run
     narrowing: Narrowing
@@ -38,6 +41,8 @@ class Stage:
     cost: NetworkCost
     scorer: AnyScorer
     size: InputSize | None = None
+    networks: Sequence[Widths] = ()
+    reference: bool = False
 
     @property
     def evaluator(self) -> Evaluator:
@@ -80,8 +85,8 @@ def sized_runs(run: Run, wanted: Range) -> list[tuple[InputSize | None, Run]]:
 
 
 def resolution_facts(stages: Sequence[Stage], chosen: Stage) -> dict[str, Any]:
-    """What the report says of the size: the input's name, (height, width) before and after, whether the file fixes it,
-    the sizes that there were to choose from, and the same in words.
+    """What the report says of the size: the input's name, (height, width) before and after, whether the file fixes it
+    and whether it is the model that makes it smaller, the sizes that there were to choose from, and the same in words.
     """
     own, after = stages[0].size, chosen.size
     assert own is not None
@@ -89,11 +94,14 @@ def resolution_facts(stages: Sequence[Stage], chosen: Stage) -> dict[str, Any]:
     (port,) = [port for port in chosen.run.graph.inputs if port.name == own.name]
     fixed = all(port.dims[axis] is not None for axis in own.axes)
     place = "" if fixed else f"; the file leaves it open: feed {after}, the costs and scores are those of that size"
+    if after.inside:
+        place = f" by the model itself, which is fed {own} as before"
     return {
         "input": own.name,
         "before": list(own.sides),
         "after": list(after.sides),
         "fixed": fixed,
+        "inside": after.inside,
         "candidates": [list(stage.size.sides) for stage in stages if stage.size is not None],
         "said": f"'{own.name}' {own} -> {after}{place}",
     }
@@ -117,6 +125,15 @@ def stage_at(stages: Sequence[Stage], widths: Groups) -> Stage:
     """The stage of a network: the first one, at the model's own size, where the widths name none."""
     wanted = widths.get(RESOLUTION, resolution_of(stages[0]))
     return next(stage for stage in stages if resolution_of(stage) == wanted)
+
+
+def proposed(stages: Sequence[Stage]) -> list[Widths]:
+    """The networks that were judged before the search, as widths over all stages."""
+    return [
+        widths if stage.size is None else {**widths, RESOLUTION: stage.size.resolution}
+        for stage in stages
+        for widths in stage.networks
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,23 +195,26 @@ class SizedScorer:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What a search over all stages is given."""
+    """What a search over all stages is given; `lead` is the first one that is searched."""
 
     cost: SizedCost | NetworkCost
     scorer: SizedScorer | AnyScorer
     choices: list[Choice]
     narrowing: Narrowing
+    lead: Stage
 
 
 def joined(stages: Sequence[Stage], choices: Sequence[Choice]) -> Joined:
     """Costs, scores, choices and error curves over all stages; those of the only one where there is one."""
-    own = stages[0]
+    lead = next(stage for stage in stages if not stage.reference)
     if len(stages) == 1:
-        return Joined(own.cost, own.scorer, list(choices), own.narrowing)
+        return Joined(lead.cost, lead.scorer, list(choices), lead.narrowing, lead)
     by_resolution = {stage.size.resolution: stage for stage in stages if stage.size is not None}
-    size = Choice(RESOLUTION, tuple(sorted(by_resolution)), apart=True)
+    searched = sorted(resolution for resolution, stage in by_resolution.items() if not stage.reference)
+    size = Choice(RESOLUTION, tuple(searched), apart=True)
     scorer = SizedScorer({resolution: stage.scorer for resolution, stage in by_resolution.items()})
-    return Joined(SizedCost(stages), scorer, [*choices, size], _with_size(own.narrowing, by_resolution))
+    narrowing = _with_size(lead.narrowing, by_resolution)
+    return Joined(SizedCost(stages), scorer, [*choices, size], narrowing, lead)
 
 
 def _with_size(narrowing: Narrowing, stages: Mapping[int, Stage]) -> Narrowing:

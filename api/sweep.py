@@ -5,6 +5,8 @@
 2. Each budget's model is finished, measured and written before the search goes on; a run that is resumed leaves those
    that are written as they are.
 3. The tightest budget must be in reach before anything starts.
+4. One pass goes through one size of the input: a size of the model's own making serves one budget (`downsampling`), so
+   that none is looked for here.
 """
 
 import re
@@ -25,6 +27,7 @@ from onnx_netadapt.paths import check_output
 from onnx_netadapt.pipeline import Bench, close_journal, open_journal, set_up, to_budget
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import read_report, trade_off, write_json, write_page
+from onnx_netadapt.resolution import AUTO, NEVER
 
 SCHEMA_VERSION = 1
 
@@ -106,6 +109,8 @@ def sweep(
         files = files_of(source)
         for texts in sets:
             check_output(output_of(options.output, texts, sets), inputs=files)
+    if options.downsample == AUTO:
+        options = replace(options, downsample=NEVER)
     bench = set_up(source, replace(options, budgets=sets[0]), name, progress or Progress(quiet=True), command)
     order = _loosest_first(bench, parse_all)
     journal = open_journal(bench, options)

@@ -117,7 +117,7 @@ class Search(Protocol):
 def without_depth(groups: Sequence[Choice]) -> list[Choice]:
     """The groups that may be narrowed, without width 0, which takes a whole branch away."""
     found = [replace(group, widths=tuple(width for width in group.widths if width)) for group in groups]
-    return [group for group in found if len(group.widths) > 1]
+    return [group for group in found if len(group.widths) > 1 or group.apart]
 
 
 def full_widths(groups: Sequence[Choice]) -> Widths:

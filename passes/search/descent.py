@@ -39,6 +39,11 @@ from .curves import Curves, Pool
 from .polish import polish
 
 DECAY = 0.96
+LEAST_STEP = 0.015
+"""A first step that is laid out for the budget takes at least this share of the start: smaller ones are lost in the
+noise of measuring, and steps of 2% were as good as any in RECOVERY C.
+"""
+
 EASINGS = 4
 """Times that an iteration's limit is moved half-way back when no proposal can meet it."""
 
@@ -89,7 +94,7 @@ class Schedule:
         """The first step, large enough that the whole schedule reaches the budget."""
         needed = max((1 - limit / start[name] for name, limit in budget.items()), default=0.0)
         if self.step is None:
-            return max(needed, 0.0) / reach(1.0, self.decay, self.iterations)
+            return max(needed / reach(1.0, self.decay, self.iterations), LEAST_STEP) if needed > 0 else 0.0
         if self.decay < 1 and reach(self.step, self.decay, None) < needed:
             return needed / reach(1.0, self.decay, self.iterations)
         return self.step
