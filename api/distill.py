@@ -1,6 +1,5 @@
 """Fine-tuning within the main job: which examples, how long, and with which of the user's own parts."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import onnx
-from onnx_netadapt.evaluate import Evaluator, fixed_feeds
+from onnx_netadapt.evaluate import Evaluator, available_cores, fixed_feeds
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Array, Feeds
 from onnx_netadapt.ir.errors import InputError
@@ -145,7 +144,7 @@ def _fitted(settings: FinetuneSettings, run: Run, batches: list[Feeds]) -> Finet
     if "augment=" not in asked and run.options.preprocess is not None:
         settings = replace(settings, augment=True)
     if "threads=" not in asked:
-        settings = replace(settings, threads=len(os.sched_getaffinity(0)))
+        settings = replace(settings, threads=available_cores())
     return replace(settings, seed=run.options.seed)
 
 

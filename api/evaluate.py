@@ -26,6 +26,12 @@ REFERENCE_BYTES = 400_000_000
 """Outputs of the original are kept up to this size, and worked out anew for each use beyond it."""
 
 
+def available_cores() -> int:
+    """The cores that this process may use: fewer than the machine has where it is pinned (Linux), or in a container."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def batch_size(graph: Graph) -> int:
     """The model's fixed batch size, or the one that is used when it takes any."""
     fixed = [port.dims[0] for port in graph.inputs if port.dims and port.dims[0] is not None]
@@ -47,7 +53,7 @@ class Runner:
     """A model in ONNX Runtime with all cores, for throughput; latency is the profiler's business."""
 
     def __init__(self, model: onnx.ModelProto | bytes) -> None:
-        self._session = Target(threads=os.cpu_count() or 1).session(model)
+        self._session = Target(threads=available_cores()).session(model)
 
     def __call__(self, feeds: Feeds) -> list[Array]:
         """The outputs for one batch."""

@@ -6,9 +6,11 @@
 Eight budgets on two targets, the case that ChamNet is made for:
 
     python benchmarks/searches.py --budgets 0.9x,0.8x,0.7x,0.6x,0.5x,0.45x,0.4x,0.35x --targets cpu,cpu:threads=2
+                                  --apart netadapt
 
 1. A line is one run of the command line for one network, target, search and seed; with several budgets it is one sweep,
-   and the predictor of `chamnet` is shared by the targets. Nothing is fine-tuned: what is compared are the networks.
+   and the predictor of `chamnet` is shared by the targets. Searches named by --apart run once for each budget instead.
+   Nothing is fine-tuned: what is compared are the networks.
 2. "netadapt" is the published algorithm (`--published`), "default" the same with error curves and budget given back.
 3. Masked scoring is timed against building, opening and running each network, in alternation, on processor time.
 
@@ -96,10 +98,20 @@ def run(net: Network, search: str, budgets: str, target: str, seed: int, folder:
     wall = time.monotonic() - began
     if done.returncode not in (0, 3):
         raise SystemExit(f"{stem}: exit code {done.returncode}\n{done.stderr}")
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{stem}*.report.json"))]
+    written = sorted(folder.glob(f"{stem}.*report.json"))
+    reports = [json.loads(path.read_text()) for path in written]
+    for path in written:
+        path.unlink()
     reports.sort(key=lambda report: -report["budgets"][0]["limit"])
     reports[0]["wall"] = wall
     return reports
+
+
+def runs(net: Network, search: str, budgets: str, target: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The same from one run for each budget, their wall seconds added up."""
+    found = [run(net, search, budget, target, seed, folder)[0] for budget in budgets.split(",")]
+    found[0]["wall"] = sum(report["wall"] for report in found)
+    return found
 
 
 def proposals_of(report: dict[str, Any]) -> int:
@@ -186,7 +198,7 @@ Made by `python benchmarks/searches.py {arguments}` on {machine}, ONNX Runtime {
 
 Scores are on examples that chose nothing, and "reached" is the measured share of each budget's limit, one number for
 each budget ({budgets}). "Judged" counts networks, coarse scores included; seconds are wall time, of the search and of
-the whole command.
+the whole command. Apart: {apart} ran once for each budget.
 
 | network | target | search | seed | score | reached | steps | judged | search s | all s | Kendall |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -210,6 +222,7 @@ def main() -> None:
     parser.add_argument("--resource", default="latency")
     parser.add_argument("--targets", default="cpu")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--apart", default="", help="searches that run once for each budget")
     parser.add_argument("--out", type=Path, default=Path("docs/searches.md"))
     asked = parser.parse_args()
     import onnxruntime
@@ -218,7 +231,7 @@ def main() -> None:
     budgets = ",".join(prefix + budget for budget in asked.budgets.split(","))
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     told = {"arguments": " ".join(sys.argv[1:]), "machine": machine, "runtime": onnxruntime.__version__}
-    text = HEAD.format(**told, budgets=budgets)
+    text = HEAD.format(**told, budgets=budgets, apart=asked.apart or "none")
     masked = MASKED_HEAD
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -226,7 +239,8 @@ def main() -> None:
             for search in asked.searches.split(","):
                 for seed in map(int, asked.seeds.split(",")):
                     for target in asked.targets.split(","):
-                        row = line(net, search, target, seed, run(net, search, budgets, target, seed, folder))
+                        one = runs if search in asked.apart.split(",") else run
+                        row = line(net, search, target, seed, one(net, search, budgets, target, seed, folder))
                         print(row, flush=True)
                         text += row + "\n"
             for kind in KINDS:
