@@ -120,6 +120,14 @@ def proposals_of(report: dict[str, Any]) -> int:
     return proposed + int(report["search"].get("predictor", {}).get("samples", 0))
 
 
+def steps_to_budget(report: dict[str, Any]) -> int:
+    """Steps until the budget was met for the first time: those that spend what is left of it, or correct it, follow."""
+    history, resource = report["history"], report["budgets"][0]["resource"]
+    aim = min((step["limits"][resource] for step in history), default=0.0)
+    within = (place for place, step in enumerate(history, 1) if step["measured"][resource] <= aim)
+    return next(within, len(history))
+
+
 def line(net: Network, search: str, target: str, seed: int, reports: list[dict[str, Any]]) -> str:
     """The row of one run."""
     last = reports[-1]
@@ -129,7 +137,7 @@ def line(net: Network, search: str, target: str, seed: int, reports: list[dict[s
     tau = last["search"].get("predictor", {}).get("kendall")
     told = "-" if tau is None else f"{tau:.2f}"
     return (
-        f"| {net.name} | {target} | {search} | {seed} | {scores} | {reached} | {len(last['history'])} "
+        f"| {net.name} | {target} | {search} | {seed} | {scores} | {reached} | {steps_to_budget(last)} "
         f"| {proposals_of(last)} | {seconds:.0f} | {reports[0]['wall']:.0f} | {told} |"
     )
 
@@ -197,7 +205,7 @@ HEAD = """# Searches
 Made by `python benchmarks/searches.py {arguments}` on {machine}, ONNX Runtime {runtime}, without fine-tuning.
 
 Scores are on examples that chose nothing, and "reached" is the measured share of each budget's limit, one number for
-each budget ({budgets}). "Judged" counts networks, coarse scores included; seconds are wall time, of the search and of
+each budget ({budgets}). "Steps" are those to the (last) budget, without those that spend what is left of it. "Judged" counts networks, coarse scores included; seconds are wall time, of the search and of
 the whole command. Apart: {apart} ran once for each budget.
 
 | network | target | search | seed | score | reached | steps | judged | search s | all s | Kendall |

@@ -61,6 +61,14 @@ def classifier(path, *, texture=False, last=False, head="pool", dynamic=False):
     return str(path), str(data)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Images small enough for tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downsampling, "LEAST_SIDE", OWN)
+        yield
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A model for smooth images, and its data."""
@@ -150,6 +158,12 @@ def test_images_told_apart_by_single_pixels_stay_as_they_are(tmp_path):
 def test_who_asks_for_something_else_gets_that(files, extra):
     bench = set_up(files[0], Options(("macs=0.4x",), data=files[1], **extra), "net", Progress(quiet=True), "")
     assert [stage.size for stage in bench.stages] == [None]
+
+
+def test_small_images_stay_as_they_are(files, monkeypatch):
+    monkeypatch.setattr(downsampling, "LEAST_SIDE", OWN + 1)
+    bench = set_up(files[0], Options(("macs=0.4x",), data=files[1]), "net", Progress(quiet=True), "")
+    assert len(bench.stages) == 1
 
 
 def test_made_up_images_do_not_decide_a_size(files):
