@@ -205,8 +205,9 @@ HEAD = """# Searches
 Made by `python benchmarks/searches.py {arguments}` on {machine}, ONNX Runtime {runtime}, without fine-tuning.
 
 Scores are on examples that chose nothing, and "reached" is the measured share of each budget's limit, one number for
-each budget ({budgets}). "Steps" are those to the (last) budget, without those that spend what is left of it. "Judged" counts networks, coarse scores included; seconds are wall time, of the search and of
-the whole command. Apart: {apart} ran once for each budget.
+each budget ({budgets}). "Steps" are those to the last budget, without those that spend what is left of it. "Judged"
+counts networks, coarse scores included; seconds are wall time, of the search and of the whole command. Apart: {apart}
+ran once for each budget.
 
 | network | target | search | seed | score | reached | steps | judged | search s | all s | Kendall |
 |---|---|---|---|---|---|---|---|---|---|---|

@@ -180,7 +180,7 @@ class Bencher:
         self.options = Options(
             budgets=(f"{self.resource}={budget}x",), data=case.data, report_data=case.report,
             preprocess=case.preprocess, seed=seed, finetune=f"steps={self.steps},batch={case.batch},patience=100",
-            step=0.25 if given.quick else None,
+            step=0.25 if given.quick else None, downsample="never",
         )  # fmt: skip
         self.bench = set_up(case.model, self.options, case.name, Progress(quiet=True), "")
         self.run = self.bench.run
@@ -247,7 +247,7 @@ class Bencher:
         from onnx_netadapt.pipeline import adapt
 
         search = "netadapt" if base.method == "ours" else "multiplier"
-        found = adapt(self.case.model, replace(self.options, search=search))
+        found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
         seconds, tuned = found.report.seconds, found.report.finetune
         spent = seconds.get("finetune", 0.0)
         return self._told(
