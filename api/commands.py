@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx_netadapt.elastic_record import narrowing_of, wanted_record, without_record
-from onnx_netadapt.ir.downsample import same_factors
+from onnx_netadapt.ir.downsample import same_size
 from onnx_netadapt.ir.errors import InputError, TargetError
 from onnx_netadapt.ir.external import Lazy, Weights, byte_size, split
 from onnx_netadapt.ir.graph import Constant, Graph, Shape
@@ -341,7 +341,7 @@ def verify_models(
         graph = graph if size is None else at_size(graph, size)
         read = read_apart(pruned)
         small, refined, problem = unrefined(graph, *read, plan)
-        if size is not None and size.inside and not same_factors(graph, parts(*read)[1]):
+        if size is not None and size.inside and not same_size(graph, parts(*read)[1]):
             problem = f"the model does not make its image {size}, as the plan says"
         if problem:
             return Verification(False, float("inf"), 0.0, 0, refined, problem)

@@ -248,10 +248,48 @@ def test_sizes_that_cannot_be_are_refused_with_the_reason(tmp_path, kind, side, 
         na.adapt(path, "macs=0.5x", data=data, downsample=side, **QUICK)
 
 
-def test_an_old_opset_has_no_such_resize(files):
-    model = onnx.load(files[0])
-    model.opset_import[0].version = 10
-    with pytest.raises(InputError, match="opset 10"):
+@pytest.mark.parametrize(("opset", "last"), [(9, False), (9, True), (11, False), (12, False), (13, False), (18, True)])
+def test_every_opset_and_layout_gives_the_same_smaller_image(tmp_path, opset, last):
+    torch = pytest.importorskip("torch")
+    path, data = classifier(tmp_path / "net.onnx", last=last)
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    model.ir_version = 6
+    graph, images = load(model), np.load(data)["x0"][:1]
+    axes, shape = ((1, 2), (1, 20, 26, 3)) if last else ((2, 3), (1, 3, 20, 26))
+    first = torch.from_numpy(images.transpose(0, 3, 1, 2) if last else images)
+    small = torch.nn.functional.interpolate(first, (20, 26), mode="bilinear", align_corners=False).numpy()
+    wanted = _logits(
+        reshaped(graph, "x0", shape).model, np.ascontiguousarray(small.transpose(0, 2, 3, 1)) if last else small
+    )
+    found = downsampled(graph, "x0", axes, (20, 26))
+    np.testing.assert_allclose(_logits(found.model, images), wanted, atol=1e-4)
+    assert {"Resize"} & {node.op_type for node in found.model.graph.node} == ({"Resize"} if opset >= 11 else set())
+
+
+def test_an_old_model_is_adapted_trained_and_verified(tmp_path):
+    path, data = classifier(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = 9
+    model.ir_version = 6
+    onnx.save(model, path)
+    output = tmp_path / "o.onnx"
+    options = {"data": data, "output": output, "downsample": "24", "finetune": "steps=2,check_every=1"}
+    report = na.adapt(path, "macs=0.4x", **options).report
+    assert report.met
+    assert report.finetune["history"][-1]["step"] == 2
+    assert na.verify(path, output, report.plan).passed
+    wrong = report.plan | {"input": dict(report.plan["input"]) | {"shape": [1, 3, 16, 16]}}
+    assert not na.verify(path, output, wrong).passed
+
+
+def test_an_image_of_integers_is_not_interpolated(tmp_path):
+    net = Net()
+    x = net.input(1, 3, 32, 32)
+    net.output(net.conv(net.op("Cast", x, to=1), 3, 4))
+    model = net.model()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    with pytest.raises(InputError, match="holds uint8, and only floats"):
         downsampled(load(model), "x0", (2, 3), (24, 24))
 
 
