@@ -1,4 +1,4 @@
-"""Residual branches that can go whole: y = x + f(x) becomes y = x.
+"""Residual branches that can go whole: y = x + f(x) becomes y = x. So do plain layers, y = f(x) (`plain_layers`).
 
 1. The branch of a sum of two tensors of one shape is what makes one of them, f(x), and nothing else: walking back from
    it, the nodes whose results nobody else reads. It must read the other one, x, and of what depends on x nothing else:
@@ -30,14 +30,17 @@ from ..ir.relations import Axis
 from .consumers import Consumer
 from .coupling import Branch, Coupling, Group
 from .cuts import Cuts
+from .plain_layers import plain_layers
 
 
 def with_branches(coupling: Coupling) -> Coupling:
-    """The coupling with the branches that can go, and a group for each of them that has none inside (rule 4)."""
+    """The coupling with the branches and layers that can go; a group for each that has none inside (rule 4)."""
     found = _innermost([branch for node in coupling.graph.nodes for branch in _branches_at(coupling, node)])
+    for layer in plain_layers(coupling, touched(found)):
+        found.append(replace(layer, inside=_inside(coupling, layer.nodes | {layer.total}, layer.output)))
     groups, branches = list(coupling.groups), []
     for number, branch in enumerate(found):
-        carrier = _carrier(coupling, branch)
+        carrier = None if branch.plain else _carrier(coupling, branch)
         if carrier is None:
             carrier = f"b{number}"
             groups.append(Group(carrier, 1, ()))
@@ -159,6 +162,11 @@ def nodes_of(branches: Sequence[Branch]) -> frozenset[int]:
     return frozenset[int]().union(*(branch.nodes for branch in branches))
 
 
+def touched(branches: Sequence[Branch]) -> frozenset[int]:
+    """The same, and of those that become Identities."""
+    return nodes_of(branches).union(*(branch.idle for branch in branches))
+
+
 def freed_constants(graph: Graph, nodes: frozenset[int]) -> frozenset[str]:
     """Names of the constants that no other nodes than these read."""
     names = {name for index in nodes for name in graph.nodes[index].inputs if name in graph.constants}
@@ -168,7 +176,7 @@ def freed_constants(graph: Graph, nodes: frozenset[int]) -> frozenset[str]:
 
 def take_out(model: onnx.ModelProto, graph: Graph, branches: Sequence[Branch]) -> None:
     """Takes branches out of a model that has the graph's nodes, in place (rule 5)."""
-    gone, freed = nodes_of(branches), freed_constants(graph, nodes_of(branches))
+    gone, freed = nodes_of(branches), freed_constants(graph, touched(branches))
     idle = {branch.total: branch.shortcut for branch in branches}
     for branch in branches:
         if branch.again is not None:
@@ -206,8 +214,7 @@ def joined(model: onnx.ModelProto, graph: Graph, branches: Sequence[Branch]) -> 
     found = onnx.ModelProto()
     found.CopyFrom(model)
     kept = {value.name for value in model.graph.output} | graph.captured()
-    places = [place for branch in branches for place in (branch.total, *(branch.again or ())[1:])]
-    idle = {name for place in places for name in graph.nodes[place].outputs} - kept
+    idle = {name for branch in branches for place in branch.idle for name in graph.nodes[place].outputs} - kept
     source = {node.output[0]: node.input[0] for node in model.graph.node if node.output[0] in idle}
     for name in source:
         while source[name] in source:
@@ -236,12 +243,14 @@ def absorbed(graph: Graph, consumers: Sequence[Consumer], branches: Sequence[Bra
     Their weights can make good, as far as they can, what the branches gave: y = x + f(x) where they wrote x.
     """
     found: dict[str, tuple[int, Absorbed]] = {}  # of two that write one sum, the later
-    gone, by_total = nodes_of(branches), {branch.total: branch for branch in branches}
+    by_total = {branch.total: branch for branch in branches}
+    gone = nodes_of(branches) | by_total.keys()
     by_before = {branch.again[0]: branch for branch in branches if branch.again is not None}
     fixed = {port.name for port in graph.outputs} | graph.captured()
 
     def reader(name: str) -> Node | None:
         users = {user.index: user for user, _ in graph.users.get(name, ()) if user.index not in gone}
+        users |= {branch.total: graph.nodes[branch.total] for branch in branches if branch.shortcut == name}
         return next(iter(users.values())) if len(users) == 1 and name not in fixed else None
 
     for item in consumers:

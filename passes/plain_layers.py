@@ -1,0 +1,138 @@
+"""Plain layers that can go whole: y = f(x) with y of x's shape becomes y = x.
+
+1. A layer ends in a product with constant weights (and the bias and batch normalization right behind it), or in a
+   normalization. Walking back from its end y, what serves nothing else belongs to it, up to the nearest single tensor x
+   of the same shape that another layer or a sum ends in: x -> activation -> layer -> y. So x and y both stand before
+   their activations, and what writes x can be fitted to y. Where somebody else reads the activation, x is behind it.
+2. A batch normalization is no layer of its own: runtimes fold it into its neighbours, so that nothing would be gained.
+3. y = x needs the same channels on both sides: either they are one group already (depthwise convolutions), or each side
+   is a group of its own and the two are tied while the layer is gone: both keep what the last one keeps (`Coupling`).
+   Groups that share an axis in a more intricate way (`atoms`, rule 4) are not tied: their sizes would not follow from
+   widths alone.
+4. Layers do not overlap with residual branches nor with each other: of nested ones the innermost is offered. A layer
+   that must give zeros for a consumer without weights (`cuts`) stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..ir.graph import Graph, Node
+from ..ir.ops.maps import added_constant, added_stream, is_normalization, linear_map, subtracted_mean
+from .coupling import Branch, Coupling
+
+
+def plain_layers(coupling: Coupling, taken: frozenset[int]) -> list[Branch]:
+    """The layers that can go, as branches without an id; none of them has one of the nodes `taken`."""
+    graph, found, busy = coupling.graph, list[Branch](), set(taken)
+    ends = sorted(_ends(graph))
+    names = frozenset(graph.nodes[index].outputs[0] for index, _, _ in ends)
+    for index, product, axis in ends:
+        layer = _layer(graph, graph.nodes[index], product, names)
+        if layer is None or busy & (layer[1] | {index}):
+            continue
+        source, nodes = layer
+        output = graph.nodes[index].outputs[0]
+        tied = _ties(coupling, source, output)
+        if tied is not None and _is_free(coupling, nodes, graph.nodes[index]):
+            found.append(Branch("", nodes, index, source, output, axis, (), frozenset(), plain=True, tied=tied))
+            busy |= nodes | {index}
+    return found
+
+
+def _ends(graph: Graph) -> Iterator[tuple[int, int, int]]:
+    """The nodes that layers end in (rule 1), the products or normalizations in them, and their channel axis."""
+    for node in graph.nodes:
+        output = node.outputs[0] if node.outputs else ""
+        map_ = linear_map(graph, node) if output in graph.shapes else None
+        if map_ is not None:
+            yield _last(graph, node).index, node.index, map_.out_axis
+        elif output in graph.shapes and is_normalization(node):
+            rank, scale = len(graph.shapes[output]), graph.constants.get(node.inputs[1])
+            places = [place for place in (1, rank - 1) if scale and graph.shapes[output][place] == scale.size]
+            if places:
+                yield node.index, node.index, places[0]
+
+
+def _last(graph: Graph, node: Node) -> Node:
+    """The bias or batch normalization behind a product, the later one, or the product itself."""
+    fixed = {port.name for port in graph.outputs} | graph.captured()
+    while node.outputs[0] not in fixed and len(users := graph.users.get(node.outputs[0], ())) == 1:
+        user = users[0][0]
+        added = added_constant(graph, user, node.outputs[0])
+        if not (added and graph.constants[added].size > 1) and not subtracted_mean(graph, user, node.outputs[0]):
+            break
+        node = user
+    return node
+
+
+def _layer(graph: Graph, total: Node, product: int, ends: frozenset[str]) -> tuple[str, frozenset[int]] | None:
+    """Where a layer that ends in `total` starts, and the nodes between (rule 1)."""
+    output = total.outputs[0]
+    fixed = {port.name for port in graph.outputs} | graph.captured()
+    nodes: set[int] = set()
+    front = _moving(graph, total)
+    found: tuple[str, frozenset[int]] | None = None
+    while front and all(name in graph.producer for name in front):
+        name = max(front, key=lambda name: graph.producer[name].index)
+        node = graph.producer[name]
+        if front == {name} and product in nodes | {total.index} and _alike(graph, name, output):
+            found = name, frozenset(nodes)
+            if name in ends or added_stream(graph, node, node.inputs[0]):
+                return found
+        users = {user.index for made in node.outputs for user, _ in graph.users.get(made, ())}
+        if node.captures or fixed.intersection(node.outputs) or not users <= nodes | {total.index}:
+            return found
+        nodes.add(node.index)
+        front = front - set(node.outputs) | _moving(graph, node)
+    return found
+
+
+def _moving(graph: Graph, node: Node) -> set[str]:
+    """What a node reads that depends on the model's input."""
+    return {name for name in node.inputs if name and name not in graph.constants and name not in graph.known}
+
+
+def _alike(graph: Graph, name: str, output: str) -> bool:
+    """Whether a tensor has the shape and type of another one."""
+    return graph.shapes.get(name) == graph.shapes[output] and graph.dtypes.get(name) == graph.dtypes.get(output)
+
+
+def _ties(coupling: Coupling, source: str, output: str) -> tuple[tuple[str, str], ...] | None:
+    """Rule 3: the groups to tie, none where the channels are the same already; None where that cannot be."""
+    if coupling.opened.shapes.get(source) != coupling.opened.shapes.get(output):
+        return None
+    found = []
+    for number in range(len(coupling.graph.shapes[output])):
+        a, b = coupling.layers.get((source, number)), coupling.layers.get((output, number))
+        if a is b is None or (a is not None and b is not None and np.array_equal(a, b)):
+            continue
+        pair = tuple(_whole_group(coupling, (name, number)) for name in (source, output))
+        if None in pair:
+            return None
+        found.append((str(pair[0]), str(pair[1])))
+    return tuple(found)
+
+
+def _whole_group(coupling: Coupling, axis: tuple[str, int]) -> str | None:
+    """The group whose units are the positions of an axis, in their order, if its widths tell all sizes; or None."""
+    layers = coupling.layers.get(axis)
+    if layers is None or len(layers) != 1 or (layers < 0).any():
+        return None
+    group = coupling.groups[int(coupling.unit_group[layers[0, 0]])]
+    own = coupling.first_unit[group.id] + np.arange(group.units)
+    simple = all(len(coupling.layers[other]) == 1 for other in group.axes)
+    return group.id if simple and np.array_equal(layers[0], own) else None
+
+
+def _is_free(coupling: Coupling, nodes: frozenset[int], total: Node) -> bool:
+    """Rule 4's second half; and that nobody else reads the constants of the node that becomes an Identity."""
+    graph = coupling.graph
+    own = {name for name in total.inputs if name in graph.constants}
+    if own & graph.captured() or any(user is not total for name in own for user, _ in graph.users[name]):
+        return False
+    inside = [graph.nodes[index] for index in sorted(nodes)] + [total]
+    uses = {graph.use(node, slot) for node in inside for slot, name in enumerate(node.inputs) if name}
+    return not any(axis[0] in uses for axis in coupling.cut)
