@@ -31,6 +31,7 @@ from onnx_netadapt.metrics import Metric, metric_of, search_metric
 from onnx_netadapt.network import Narrowing, check_prunable, means_note, why_whole
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.branches import with_branches
+from onnx_netadapt.passes.plain_layers import with_layers
 from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.search import Choice, SearchResult, frontier
@@ -74,7 +75,7 @@ AGAIN_SECONDS = 6.0
 
 NO_BRANCH = (
     "--allow-depth: no residual branch of this model can go whole (what is added to a tensor x, made from x alone and "
-    "of no other use): only widths change"
+    "of no other use), nor a layer whose output is of its input's shape: only widths change"
 )
 """The warning when there is no depth to take out."""
 
@@ -283,7 +284,7 @@ def ordered(run: Run) -> tuple[Narrowing, Statistics]:
     with run.timed("analysis"):
         coupling = couple(run.graph, renormalize=run.options.renormalize)
         if run.options.allow_depth:
-            coupling = with_branches(coupling)
+            coupling = with_layers(with_branches(coupling))
             run.warnings += [] if coupling.branches else [NO_BRANCH]
     check_prunable(coupling)
     if not coupling.groups:

@@ -30,19 +30,20 @@ from ..ir.relations import Axis
 from .consumers import Consumer
 from .coupling import Branch, Coupling, Group
 from .cuts import Cuts
-from .plain_layers import plain_layers
 
 
 def with_branches(coupling: Coupling) -> Coupling:
-    """The coupling with the branches and layers that can go; a group for each that has none inside (rule 4)."""
+    """The coupling with the residual branches that can go, and a group for each that has none inside (rule 4)."""
     found = _innermost([branch for node in coupling.graph.nodes for branch in _branches_at(coupling, node)])
-    for layer in plain_layers(coupling, touched(found)):
-        found.append(replace(layer, inside=_inside(coupling, layer.nodes | {layer.total}, layer.output)))
-    groups, branches = list(coupling.groups), []
-    for number, branch in enumerate(found):
-        carrier = None if branch.plain else _carrier(coupling, branch)
+    return joining(coupling, [(branch, _carrier(coupling, branch)) for branch in found])
+
+
+def joining(coupling: Coupling, found: Sequence[tuple[Branch, str | None]]) -> Coupling:
+    """The coupling with more branches, each with the group that it goes with; None: one of a single unit."""
+    groups, branches = list(coupling.groups), list(coupling.branches)
+    for branch, carrier in found:
         if carrier is None:
-            carrier = f"b{number}"
+            carrier = f"b{len(branches)}"
             groups.append(Group(carrier, 1, ()))
             branch = replace(branch, inside=branch.inside | {carrier})
         branches.append(replace(branch, id=carrier))
@@ -69,7 +70,7 @@ def _branches_at(coupling: Coupling, node: Node) -> Iterator[Branch]:
         zeros = _zeros(graph, nodes, output)
         if zeros is not None:
             again = _again(graph, node, shortcut)
-            inside = _inside(coupling, nodes, output)
+            inside = groups_within(coupling, nodes, output)
             yield Branch("", nodes, node.index, shortcut, output, zeros[0], zeros[1], inside, again)
             return
 
@@ -128,8 +129,8 @@ def _again(graph: Graph, total: Node, shortcut: str) -> tuple[int, int] | None:
     return (before.index, users[0][0].index) if repeats(graph, users[0][0], before) else None
 
 
-def _inside(coupling: Coupling, nodes: frozenset[int], output: str) -> frozenset[str]:
-    """The groups all of whose axes are of tensors that only these nodes know."""
+def groups_within(coupling: Coupling, nodes: frozenset[int], output: str) -> frozenset[str]:
+    """The groups all of whose axes are of tensors that only these nodes know, their `output` aside."""
     graph = coupling.graph
     own = {name for index in nodes for name in graph.nodes[index].outputs} - {output}
     for index in nodes:

@@ -7,7 +7,7 @@ the rest is held (`barriers`), and where to set zeros when no weight sums over a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -121,7 +121,12 @@ class Coupling:
 
     def gone(self, kept: Kept) -> tuple[Branch, ...]:
         """The branches that go: those whose group keeps no unit."""
-        return tuple(branch for branch in self.branches if branch.id in kept and not len(kept[branch.id]))
+        return self.without({name for name, units in kept.items() if not len(units)})
+
+    def without(self, ids: Collection[str]) -> tuple[Branch, ...]:
+        """The branches that go with groups that keep no unit; one within another that goes is part of that."""
+        found = [branch for branch in self.branches if branch.id in ids]
+        return tuple(branch for branch in found if not any(branch.total in other.nodes for other in found))
 
     def settled(self, chosen: Mapping[str, T], gone: Sequence[Branch]) -> dict[str, T]:
         """What is chosen by group, where those that are tied by layers that have gone follow the last of them.

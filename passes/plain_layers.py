@@ -4,56 +4,91 @@
    normalization. Walking back from its end y, what serves nothing else belongs to it, up to the nearest single tensor x
    of the same shape that another layer or a sum ends in: x -> activation -> layer -> y. So x and y both stand before
    their activations, and what writes x can be fitted to y. Where somebody else reads the activation, x is behind it.
+   A depthwise convolution cannot be fitted: the walk goes on past it, so that MobileNet's depthwise and pointwise
+   convolutions are one layer, with the depthwise one as a layer inside.
 2. A batch normalization is no layer of its own: runtimes fold it into its neighbours, so that nothing would be gained.
 3. y = x needs the same channels on both sides: either they are one group already (depthwise convolutions), or each side
    is a group of its own and the two are tied while the layer is gone: both keep what the last one keeps (`Coupling`).
    Groups that share an axis in a more intricate way (`atoms`, rule 4) are not tied: their sizes would not follow from
    widths alone.
-4. Layers do not overlap with residual branches nor with each other: of nested ones the innermost is offered. A layer
-   that must give zeros for a consumer without weights (`cuts`) stays.
+4. Layers and residual branches may lie within each other, but do not overlap otherwise. Within a branch, only layers
+   without ties are offered, which would reach the stream; nor the last layer: the branch can go in its place.
+5. A layer that must give zeros for a consumer without weights (`cuts`) stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.maps import added_constant, added_stream, is_normalization, linear_map, subtracted_mean
+from .branches import groups_within, joining
 from .coupling import Branch, Coupling
 
 
-def plain_layers(coupling: Coupling, taken: frozenset[int]) -> list[Branch]:
-    """The layers that can go, as branches without an id; none of them has one of the nodes `taken`."""
-    graph, found, busy = coupling.graph, list[Branch](), set(taken)
-    ends = sorted(_ends(graph))
-    names = frozenset(graph.nodes[index].outputs[0] for index, _, _ in ends)
-    for index, product, axis in ends:
-        layer = _layer(graph, graph.nodes[index], product, names)
-        if layer is None or busy & (layer[1] | {index}):
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where a layer ends: the last node, the product or normalization in it, its channel axis, if it can be fitted."""
+
+    total: Node
+    product: int
+    axis: int
+    fitted: bool
+
+    @property
+    def output(self) -> str:
+        """What the layer makes."""
+        return self.total.outputs[0]
+
+
+def with_layers(coupling: Coupling) -> Coupling:
+    """The coupling with the plain layers that can go beside its residual branches, and a group of one unit for each."""
+    return joining(coupling, [(layer, None) for layer in _layers(coupling)])
+
+
+def _layers(coupling: Coupling) -> list[Branch]:
+    """The layers, as branches without an id."""
+    graph, branches, found = coupling.graph, coupling.branches, list[Branch]()
+    ends = sorted(_ends(graph), key=lambda end: end.total.index)
+    names = frozenset(end.output for end in ends if end.fitted)
+    last = {max((e.total.index for e in ends if e.total.index in branch.nodes), default=-1) for branch in branches}
+    for end in ends:
+        layer = _layer(graph, end, names)
+        if layer is None or end.total.index in last or not _is_free(coupling, layer[1], end.total):
             continue
         source, nodes = layer
-        output = graph.nodes[index].outputs[0]
-        tied = _ties(coupling, source, output)
-        if tied is not None and _is_free(coupling, nodes, graph.nodes[index]):
-            found.append(Branch("", nodes, index, source, output, axis, (), frozenset(), plain=True, tied=tied))
-            busy |= nodes | {index}
+        tied = _ties(coupling, source, end.output)
+        if tied is None or (tied and any(end.total.index in branch.nodes for branch in branches)):
+            continue
+        inside = groups_within(coupling, nodes | {end.total.index}, end.output)
+        new = Branch("", nodes, end.total.index, source, end.output, end.axis, (), inside, plain=True, tied=tied)
+        if all(_apart(new, other) for other in (*branches, *found)):
+            found.append(new)
     return found
 
 
-def _ends(graph: Graph) -> Iterator[tuple[int, int, int]]:
-    """The nodes that layers end in (rule 1), the products or normalizations in them, and their channel axis."""
+def _apart(a: Branch, b: Branch) -> bool:
+    """Whether two branches have no node in common, or one lies within the other."""
+    all_a, all_b = a.nodes | {a.total}, b.nodes | {b.total}
+    return not all_a & all_b or all_a <= b.nodes or all_b <= a.nodes
+
+
+def _ends(graph: Graph) -> Iterator[_End]:
+    """The ends of all layers (rule 1)."""
     for node in graph.nodes:
         output = node.outputs[0] if node.outputs else ""
         map_ = linear_map(graph, node) if output in graph.shapes else None
         if map_ is not None:
-            yield _last(graph, node).index, node.index, map_.out_axis
+            depthwise = map_.window.groups == graph.shapes[node.inputs[map_.data]][map_.window.axis] > 1
+            yield _End(_last(graph, node), node.index, map_.out_axis, not depthwise)
         elif output in graph.shapes and is_normalization(node):
             rank, scale = len(graph.shapes[output]), graph.constants.get(node.inputs[1])
             places = [place for place in (1, rank - 1) if scale and graph.shapes[output][place] == scale.size]
             if places:
-                yield node.index, node.index, places[0]
+                yield _End(node, node.index, places[0], fitted=True)
 
 
 def _last(graph: Graph, node: Node) -> Node:
@@ -68,9 +103,9 @@ def _last(graph: Graph, node: Node) -> Node:
     return node
 
 
-def _layer(graph: Graph, total: Node, product: int, ends: frozenset[str]) -> tuple[str, frozenset[int]] | None:
-    """Where a layer that ends in `total` starts, and the nodes between (rule 1)."""
-    output = total.outputs[0]
+def _layer(graph: Graph, end: _End, ends: frozenset[str]) -> tuple[str, frozenset[int]] | None:
+    """Where a layer starts, and the nodes before its last one (rule 1)."""
+    total = end.total
     fixed = {port.name for port in graph.outputs} | graph.captured()
     nodes: set[int] = set()
     front = _moving(graph, total)
@@ -78,7 +113,7 @@ def _layer(graph: Graph, total: Node, product: int, ends: frozenset[str]) -> tup
     while front and all(name in graph.producer for name in front):
         name = max(front, key=lambda name: graph.producer[name].index)
         node = graph.producer[name]
-        if front == {name} and product in nodes | {total.index} and _alike(graph, name, output):
+        if front == {name} and end.product in nodes | {total.index} and _alike(graph, name, end.output):
             found = name, frozenset(nodes)
             if name in ends or added_stream(graph, node, node.inputs[0]):
                 return found
@@ -128,7 +163,7 @@ def _whole_group(coupling: Coupling, axis: tuple[str, int]) -> str | None:
 
 
 def _is_free(coupling: Coupling, nodes: frozenset[int], total: Node) -> bool:
-    """Rule 4's second half; and that nobody else reads the constants of the node that becomes an Identity."""
+    """Rule 5; and that nobody else reads the constants of the node that becomes an Identity."""
     graph = coupling.graph
     own = {name for name in total.inputs if name in graph.constants}
     if own & graph.captured() or any(user is not total for name in own for user, _ in graph.users[name]):

@@ -72,7 +72,7 @@ def prune(coupling: Coupling, kept: Kept) -> Pruned:
 def _sliced_groups(coupling: Coupling, kept: Kept) -> Kept:
     """`kept` without the groups that go with a branch (rule 3)."""
     inside = frozenset[str]().union(*(branch.inside for branch in coupling.gone(kept)))
-    return {name: units for name, units in kept.items() if name not in inside}
+    return {name: units for name, units in kept.items() if len(units) and name not in inside}
 
 
 def _check(coupling: Coupling, kept: Kept) -> None:

@@ -69,7 +69,7 @@ class Sizes:
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         """The shape of every tensor, constants by their analysis names and by their own; what went is GONE."""
-        gone = tuple(branch for branch in self.coupling.branches if widths.get(branch.id) == 0)
+        gone = self.coupling.without({name for name, width in widths.items() if width == 0})
         changed = self._changed(self._axes, self.coupling.settled(widths, gone) if gone else widths)
         return dict(self.coupling.graph.shapes) | changed | self._vanished(gone)
 
