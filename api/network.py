@@ -66,6 +66,10 @@ class Narrowing:
         """The units kept at these widths."""
         return kept_units(self.order, {name: width for name, width in widths.items() if width < self.full[name]})
 
+    def settled(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The widths as they are built: groups that layers between have gone from are equally wide (`Coupling`)."""
+        return self.coupling.settled(widths, self.coupling.without({n for n, width in widths.items() if width == 0}))
+
     def build(self, widths: Mapping[str, int]) -> onnx.ModelProto:
         """The network at these widths, its weights sliced and nothing else."""
         return self.pruned(widths).model
