@@ -31,9 +31,9 @@ from onnx_netadapt.metrics import Metric, metric_of, search_metric
 from onnx_netadapt.network import Narrowing, check_prunable, means_note, why_whole
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.branches import with_branches
-from onnx_netadapt.passes.plain_layers import with_layers
 from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.gram import Statistics
+from onnx_netadapt.passes.plain_layers import with_layers
 from onnx_netadapt.passes.search import Choice, SearchResult, frontier
 from onnx_netadapt.passes.search.chamnet import Samples, SampleStore
 from onnx_netadapt.passes.search.common import ListJournal, full_widths

@@ -26,9 +26,10 @@ SHARES = (0.75, 0.5, 0.25)
 PREFACE = """# What a partial bypass costs
 
 Made by `python benchmarks/bypass.py`{options} on {machine}, {cores} cores, ONNX Runtime {runtime}, {target}.
-A chain of three layers of T channels; the middle one is whole, or has M filters: "narrow", the next layer reads M channels;
-"bypass", T - M channels of the input stand beside them (Slice, Concat), as in NetAdaptV2; "gone", M = 0, an identity. Ratios
-of medians to the whole chain; the runs of a row were in alternation, so many of each. "busy": other work disturbed them.
+A chain of three layers of T channels; the middle one is whole, or has M filters. "narrow": the next layer reads M
+channels; "bypass": T - M channels of the input stand beside them (Slice, Concat), as in NetAdaptV2; "gone": M = 0, an
+identity. Ratios of medians to the whole chain; each ran so many times, those of a row in alternation. "busy": other
+work disturbed them.
 
 | layer | T | map | M / T | whole, ms | narrow | bypass | bypass / narrow | gone | runs | busy |
 |---|---|---|---|---|---|---|---|---|---|---|

@@ -158,7 +158,7 @@ def test_a_model_without_branches_says_so(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def chain(files, tmp_path_factory):
-    """A net without sums: of its six convolutions of one width the second and fifth do little, and are depthwise after."""
+    """A net without sums, of whose six convolutions of one width the second and the fifth do little."""
     net = Net(seed=1)
     x = net.op("Relu", net.conv(net.input(1, 3, 12, 12), 3, 16, kernel=(3, 3), pads=[1] * 4))
     shares = {}

@@ -133,7 +133,9 @@ def test_within_branches_what_keeps_its_channels_can_go_but_not_the_last_layer()
     assert [others for _, others, _ in shown(coupling)] == [["Relu"], ["Clip"], ["Clip"], ["Sigmoid", "Mul"]]
     assert [tied for *_, tied in shown(coupling)] == [True, False, False, True]
     residual = [branch for branch in coupling.branches if not branch.plain]
-    assert [branch.id for branch in residual] == [branch.id for branch in with_branches(couple(coupling.graph)).branches]
+    assert [branch.id for branch in residual] == [
+        branch.id for branch in with_branches(couple(coupling.graph)).branches
+    ]
 
 
 def test_a_normalization_can_go_where_no_branch_would() -> None:
@@ -334,7 +336,7 @@ def test_both_ends_keep_what_the_last_one_keeps_while_the_layer_is_gone() -> Non
     kept = {a: np.array([0, 1]), b: np.array([2, 3, 4]), c: np.array([5, 7])}
     one, both = (coupling.settled(kept, gone) for gone in ([middle], [middle, last]))
     assert {name: units.tolist() for name, units in one.items()} == {a: [2, 3, 4], b: [2, 3, 4], c: [5, 7]}
-    assert {name: units.tolist() for name, units in both.items()} == dict.fromkeys((a, b, c), [5, 7])
+    assert {name: units.tolist() for name, units in both.items()} == {key: [5, 7] for key in (a, b, c)}
     assert coupling.settled({a: 2}, [middle]) == {}  # b is whole, and so is a
     assert coupling.settled(kept, []) == kept
 
