@@ -127,7 +127,9 @@ class Narrowing:
 
     def _names(self, branch: Branch) -> frozenset[str]:
         """The nodes that are not there without a branch, as the profiler names them."""
-        return frozenset(node_id(self.graph.model.graph.node[index]) for index in branch.nodes | branch.idle)
+        # the lead runs in one with what writes x, and what comes behind y will take its place there
+        gone = (branch.nodes | branch.idle) - branch.lead
+        return frozenset(node_id(self.graph.model.graph.node[index]) for index in gone)
 
 
 def channels_per_unit(coupling: Coupling, group: Group) -> int:

@@ -50,7 +50,8 @@ class Branch:
     the second has nothing left to do when y = x.
 
     Of a `plain` layer (`plain_layers`), y = f(x), `total` is the last node, and `output` is y; nothing is zero. `tied`
-    are pairs of groups, of x and of y, that keep the same units while the layer is gone.
+    are pairs of groups, of x and of y, that keep the same units while the layer is gone. `lead` are the nodes before its
+    first product: the activation of what writes x, in the place of which that behind y stays.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Branch:
     again: tuple[int, int] | None = None
     plain: bool = False
     tied: tuple[tuple[str, str], ...] = ()
+    lead: frozenset[int] = frozenset()
 
     @property
     def idle(self) -> frozenset[int]:

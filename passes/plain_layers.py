@@ -63,8 +63,11 @@ def _layers(coupling: Coupling) -> list[Branch]:
         tied = _ties(coupling, source, end.output)
         if tied is None or (tied and any(end.total.index in branch.nodes for branch in branches)):
             continue
-        inside = groups_within(coupling, nodes | {end.total.index}, end.output)
-        new = Branch("", nodes, end.total.index, source, end.output, end.axis, (), inside, plain=True, tied=tied)
+        whole = nodes | {end.total.index}
+        inside = groups_within(coupling, whole, end.output)
+        first = min(other.product for other in ends if other.product in whole)
+        lead = frozenset(index for index in nodes if index < first)
+        new = Branch("", nodes, end.total.index, source, end.output, end.axis, (), inside, None, True, tied, lead)
         if all(_apart(new, other) for other in (*branches, *found)):
             found.append(new)
     return found

@@ -15,6 +15,7 @@ from onnx_netadapt.network import by_weight
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.branches import with_branches
 from onnx_netadapt.passes.coupling import couple
+from onnx_netadapt.passes.plain_layers import with_layers
 from onnx_netadapt.passes.sizes import Sizes
 from onnx_netadapt.pipeline import set_up
 from onnx_netadapt.profiler import Lut, Target, fill
@@ -217,6 +218,23 @@ def test_the_shortened_model_counts_as_reported_and_is_verified_from_its_files(c
     (tmp_path / "wrong.json").write_text(json.dumps(plan))
     assert cli._run(["verify", str(chain), str(shortened[1]), "--plan", str(tmp_path / "wrong.json")]) == 2
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_estimates_without_a_plain_layer_leave_what_writes_its_input(chain, files):
+    narrowing = by_weight(with_layers(with_branches(couple(load(chain)))))
+    feeds = {"x0": np.load(files[1])["x0"][:1]}
+    with Lut.open(":memory:", Target.parse("cpu").fingerprint()) as lut:
+        network = narrowing.measurable(narrowing.choices(None, 0.5), feeds)
+        model = fill(lut, Target.parse("cpu"), network, np.random.default_rng(0), variants=4, off_edges=0)
+    nodes = narrowing.graph.model.graph.node
+    layer = narrowing.coupling.branches[1]
+    writer, last = (node_id(nodes[narrowing.graph.producer[name].index]) for name in (layer.shortcut, layer.output))
+
+    def us(name):
+        return sum(part.us for part in model.explain({layer.id: 0}).parts if name in part.nodes)
+
+    assert us(last) == 0
+    assert us(writer) > 0
 
 
 def test_masks_cannot_take_branches_out():
