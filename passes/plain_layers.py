@@ -56,20 +56,19 @@ def _layers(coupling: Coupling) -> list[Branch]:
     names = frozenset(end.output for end in ends if end.fitted)
     last = {max((e.total.index for e in ends if e.total.index in branch.nodes), default=-1) for branch in branches}
     for end in ends:
-        layer = _layer(graph, end, names)
-        if layer is None or end.total.index in last or not _is_free(coupling, layer[1], end.total):
+        total, start = end.total.index, _start(graph, end, names)
+        if start is None or total in last or not _is_free(coupling, start[1], end.total):
             continue
-        source, nodes = layer
+        source, nodes = start
         tied = _ties(coupling, source, end.output)
-        if tied is None or (tied and any(end.total.index in branch.nodes for branch in branches)):
+        if tied is None or (tied and any(total in branch.nodes for branch in branches)):
             continue
-        whole = nodes | {end.total.index}
-        inside = groups_within(coupling, whole, end.output)
-        first = min(other.product for other in ends if other.product in whole)
+        inside = groups_within(coupling, nodes | {total}, end.output)
+        first = min(other.product for other in ends if other.product in nodes | {total})
         lead = frozenset(index for index in nodes if index < first)
-        new = Branch("", nodes, end.total.index, source, end.output, end.axis, (), inside, None, True, tied, lead)
-        if all(_apart(new, other) for other in (*branches, *found)):
-            found.append(new)
+        plain = Branch("", nodes, total, source, end.output, end.axis, (), inside, plain=True, tied=tied, lead=lead)
+        if all(_apart(plain, other) for other in (*branches, *found)):
+            found.append(plain)
     return found
 
 
@@ -106,7 +105,7 @@ def _last(graph: Graph, node: Node) -> Node:
     return node
 
 
-def _layer(graph: Graph, end: _End, ends: frozenset[str]) -> tuple[str, frozenset[int]] | None:
+def _start(graph: Graph, end: _End, ends: frozenset[str]) -> tuple[str, frozenset[int]] | None:
     """Where a layer starts, and the nodes before its last one (rule 1)."""
     total = end.total
     fixed = {port.name for port in graph.outputs} | graph.captured()

@@ -194,6 +194,19 @@ def test_what_is_no_such_layer_is_left_alone(build: Callable[[Net], str]) -> Non
     assert coupling.groups == couple(graph).groups
 
 
+def test_a_shape_that_is_the_same_at_one_size_alone_is_not_enough() -> None:
+    net = Net()
+    x = net.op("Relu", net.conv(net.input(2, 3, 1, 1), 3, 7))
+    y = net.op("Relu", net.conv(x, 7, 7, kernel=(3, 3), strides=[2, 2], pads=[1] * 4))
+    model = net.output(net.conv(y, 7, 5)).model()
+    closed = load(model)
+    for place, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    opened = load(model, shapes={"x0": (1, 3, 1, 1)})
+    assert opened.shapes == closed.shapes
+    assert [len(shallow(graph).branches) for graph in (closed, opened)] == [1, 0]
+
+
 def test_the_activation_stays_where_somebody_else_reads_it() -> None:
     net = Net()
     x = net.op("Relu", net.conv(net.input(*SHAPE), 3, 7))
