@@ -50,8 +50,8 @@ class Branch:
     the second has nothing left to do when y = x.
 
     Of a `plain` layer (`plain_layers`), y = f(x), `total` is the last node, and `output` is y; nothing is zero. `tied`
-    are pairs of groups, of x and of y, that keep the same units while the layer is gone. `lead` are the nodes before its
-    first product: the activation of what writes x, in the place of which that behind y stays.
+    are pairs of groups, of x and of y, that keep the same units while the layer is gone. `lead` are the nodes before
+    its first product: the activation of what writes x, in the place of which that behind y stays.
     """
 
     id: str
@@ -144,12 +144,11 @@ class Coupling:
 
     def _followers(self, gone: Sequence[Branch]) -> dict[str, str]:
         """By group the one that it follows."""
-        places = {group.id: place for place, group in enumerate(self.groups)}
         tied: dict[str, set[str]] = {}
         for pair in (pair for branch in gone for pair in branch.tied):
             together = set(pair).union(*(tied.get(name, ()) for name in pair))
             tied |= dict.fromkeys(together, together)
-        lasts = {name: max(together, key=lambda other: places[other]) for name, together in tied.items()}
+        lasts = {name: max(together, key=lambda other: self.first_unit[other]) for name, together in tied.items()}
         return {name: last for name, last in lasts.items() if name != last}
 
     def positions(self, axis: Axis, removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
