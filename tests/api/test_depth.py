@@ -202,6 +202,14 @@ def test_plain_layers_that_do_little_go_where_widths_alone_cannot_meet_the_budge
         na.adapt(chain, "macs=0.3x", data=str(files[1]), finetune="none", min_keep=0.6)
 
 
+@pytest.mark.parametrize("search", ["mcd", pytest.param("chamnet", marks=pytest.mark.slow)])
+def test_the_other_searches_take_plain_layers_out_too(chain, files, search):
+    options = {"finetune": "none", "min_keep": 0.6, "search": search, "allow_depth": True}
+    found = na.adapt(chain, "macs=0.3x", data=str(files[1]), **options)
+    assert found.report.met
+    assert any("layer" in entry for entry in found.report.plan["branches"])
+
+
 def test_the_shortened_model_counts_as_reported_and_is_verified_from_its_files(chain, shortened, tmp_path, capsys):
     report, model = _report(shortened[1]), onnx.load(shortened[1])
     onnx.checker.check_model(model, full_check=True)
