@@ -53,7 +53,10 @@ RenormalizeOption = Annotated[
     ),
 ]
 AllowDepthOption = Annotated[
-    bool, typer.Option("--allow-depth", help="also take out whole residual branches, where that keeps the score higher")
+    bool,
+    typer.Option(
+        "--allow-depth", help="also take out whole residual branches and layers, where that keeps the score higher"
+    ),
 ]
 MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of every width")]
 

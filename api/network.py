@@ -66,6 +66,10 @@ class Narrowing:
         """The units kept at these widths."""
         return kept_units(self.order, {name: width for name, width in widths.items() if width < self.full[name]})
 
+    def settled(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The widths as they are built: groups that layers between have gone from are equally wide (`Coupling`)."""
+        return self.coupling.settled(widths, self.coupling.without({n for n, width in widths.items() if width == 0}))
+
     def build(self, widths: Mapping[str, int]) -> onnx.ModelProto:
         """The network at these widths, its weights sliced and nothing else."""
         return self.pruned(widths).model
@@ -87,7 +91,11 @@ class Narrowing:
     ) -> list[Choice]:
         """The groups that may be narrowed, with the widths worth proposing; 0 where a branch may go whole."""
         chosen = selected_groups(self.coupling, exclude, only)
-        depth = {branch.id for branch in self.coupling.branches}
+        depth, names = set(), {group.id for group in chosen}
+        for branch in self.coupling.branches:
+            # a group that is to stay as it is must not follow one that does not
+            if all((a in names) == (b in names) for a, b in branch.tied):
+                depth.add(branch.id)
         found = []
         for group in chosen:
             least = max(self.least.get(group.id, 1), int(np.ceil(group.units * min_keep)))
@@ -119,8 +127,9 @@ class Narrowing:
 
     def _names(self, branch: Branch) -> frozenset[str]:
         """The nodes that are not there without a branch, as the profiler names them."""
-        idle = {branch.total, *(branch.again[1:] if branch.again is not None else ())}
-        return frozenset(node_id(self.graph.model.graph.node[index]) for index in branch.nodes | idle)
+        # the lead runs in one with what writes x, and what comes behind y will take its place there
+        gone = (branch.nodes | branch.idle) - branch.lead
+        return frozenset(node_id(self.graph.model.graph.node[index]) for index in gone)
 
 
 def channels_per_unit(coupling: Coupling, group: Group) -> int:
@@ -184,7 +193,8 @@ def node_names(coupling: Coupling) -> dict[str, Ends]:
                 found[name][end].append(node.label)
     for branch in coupling.branches:
         if not coupling.by_id[branch.id].axes:
-            found[branch.id][0].extend(graph.nodes[index].label for index in sorted(branch.nodes))
+            own = branch.nodes | ({branch.total} if branch.plain else set())
+            found[branch.id][0].extend(graph.nodes[index].label for index in sorted(own))
     return found
 
 

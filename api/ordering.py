@@ -5,11 +5,12 @@ from onnx_netadapt.network import Narrowing, check_prunable, why_whole
 from onnx_netadapt.passes.branches import with_branches
 from onnx_netadapt.passes.coupling import Coupling, couple
 from onnx_netadapt.passes.gram import Statistics
+from onnx_netadapt.passes.plain_layers import with_layers
 from onnx_netadapt.run import Run, one_blas_thread
 
 NO_BRANCH = (
     "--allow-depth: no residual branch of this model can go whole (what is added to a tensor x, made from x alone and "
-    "of no other use): only widths change"
+    "of no other use), nor a layer whose output is of its input's shape: only widths change"
 )
 """The warning when there is no depth to take out."""
 
@@ -22,7 +23,7 @@ def coupled(run: Run) -> Coupling:
     with run.timed("analysis"):
         coupling = couple(run.graph, renormalize=run.options.renormalize)
         if run.options.allow_depth:
-            coupling = with_branches(coupling)
+            coupling = with_layers(with_branches(coupling))
             run.warnings += [] if coupling.branches else [NO_BRANCH]
     check_prunable(coupling)
     if not coupling.groups:

@@ -233,7 +233,7 @@ def _report(
         finetune=facts["finetune"],
         equivalence=facts["equivalence"],
         seconds={key: round(value, 2) for key, value in run.seconds.items()},
-        widths=widths,
+        widths=stage.narrowing.settled(widths),
         plan=facts["plan"],
         history=tuple(asdict(step) for step in result.steps),
         barriers=tuple(asdict(barrier) for barrier in own.narrowing.coupling.barriers),

@@ -1,4 +1,4 @@
-"""Residual branches that can go whole: y = x + f(x) becomes y = x.
+"""Residual branches that can go whole: y = x + f(x) becomes y = x. So do plain layers, y = f(x) (`plain_layers`).
 
 1. The branch of a sum of two tensors of one shape is what makes one of them, f(x), and nothing else: walking back from
    it, the nodes whose results nobody else reads. It must read the other one, x, and of what depends on x nothing else:
@@ -33,13 +33,17 @@ from .cuts import Cuts
 
 
 def with_branches(coupling: Coupling) -> Coupling:
-    """The coupling with the branches that can go, and a group for each of them that has none inside (rule 4)."""
+    """The coupling with the residual branches that can go, and a group for each that has none inside (rule 4)."""
     found = _innermost([branch for node in coupling.graph.nodes for branch in _branches_at(coupling, node)])
-    groups, branches = list(coupling.groups), []
-    for number, branch in enumerate(found):
-        carrier = _carrier(coupling, branch)
+    return joining(coupling, [(branch, _carrier(coupling, branch)) for branch in found])
+
+
+def joining(coupling: Coupling, found: Sequence[tuple[Branch, str | None]]) -> Coupling:
+    """The coupling with more branches, each with the group that it goes with; None: one of a single unit."""
+    groups, branches = list(coupling.groups), list(coupling.branches)
+    for branch, carrier in found:
         if carrier is None:
-            carrier = f"b{number}"
+            carrier = f"b{len(branches)}"
             groups.append(Group(carrier, 1, ()))
             branch = replace(branch, inside=branch.inside | {carrier})
         branches.append(replace(branch, id=carrier))
@@ -66,7 +70,7 @@ def _branches_at(coupling: Coupling, node: Node) -> Iterator[Branch]:
         zeros = _zeros(graph, nodes, output)
         if zeros is not None:
             again = _again(graph, node, shortcut)
-            inside = _inside(coupling, nodes, output)
+            inside = groups_within(coupling, nodes, output)
             yield Branch("", nodes, node.index, shortcut, output, zeros[0], zeros[1], inside, again)
             return
 
@@ -125,8 +129,8 @@ def _again(graph: Graph, total: Node, shortcut: str) -> tuple[int, int] | None:
     return (before.index, users[0][0].index) if repeats(graph, users[0][0], before) else None
 
 
-def _inside(coupling: Coupling, nodes: frozenset[int], output: str) -> frozenset[str]:
-    """The groups all of whose axes are of tensors that only these nodes know."""
+def groups_within(coupling: Coupling, nodes: frozenset[int], output: str) -> frozenset[str]:
+    """The groups all of whose axes are of tensors that only these nodes know, their `output` aside."""
     graph = coupling.graph
     own = {name for index in nodes for name in graph.nodes[index].outputs} - {output}
     for index in nodes:
@@ -159,6 +163,11 @@ def nodes_of(branches: Sequence[Branch]) -> frozenset[int]:
     return frozenset[int]().union(*(branch.nodes for branch in branches))
 
 
+def touched(branches: Sequence[Branch]) -> frozenset[int]:
+    """The same, and of those that become Identities."""
+    return nodes_of(branches).union(*(branch.idle for branch in branches))
+
+
 def freed_constants(graph: Graph, nodes: frozenset[int]) -> frozenset[str]:
     """Names of the constants that no other nodes than these read."""
     names = {name for index in nodes for name in graph.nodes[index].inputs if name in graph.constants}
@@ -168,7 +177,7 @@ def freed_constants(graph: Graph, nodes: frozenset[int]) -> frozenset[str]:
 
 def take_out(model: onnx.ModelProto, graph: Graph, branches: Sequence[Branch]) -> None:
     """Takes branches out of a model that has the graph's nodes, in place (rule 5)."""
-    gone, freed = nodes_of(branches), freed_constants(graph, nodes_of(branches))
+    gone, freed = nodes_of(branches), freed_constants(graph, touched(branches))
     idle = {branch.total: branch.shortcut for branch in branches}
     for branch in branches:
         if branch.again is not None:
@@ -206,8 +215,7 @@ def joined(model: onnx.ModelProto, graph: Graph, branches: Sequence[Branch]) -> 
     found = onnx.ModelProto()
     found.CopyFrom(model)
     kept = {value.name for value in model.graph.output} | graph.captured()
-    places = [place for branch in branches for place in (branch.total, *(branch.again or ())[1:])]
-    idle = {name for place in places for name in graph.nodes[place].outputs} - kept
+    idle = {name for branch in branches for place in branch.idle for name in graph.nodes[place].outputs} - kept
     source = {node.output[0]: node.input[0] for node in model.graph.node if node.output[0] in idle}
     for name in source:
         while source[name] in source:
@@ -236,12 +244,14 @@ def absorbed(graph: Graph, consumers: Sequence[Consumer], branches: Sequence[Bra
     Their weights can make good, as far as they can, what the branches gave: y = x + f(x) where they wrote x.
     """
     found: dict[str, tuple[int, Absorbed]] = {}  # of two that write one sum, the later
-    gone, by_total = nodes_of(branches), {branch.total: branch for branch in branches}
+    by_total = {branch.total: branch for branch in branches}
+    gone = nodes_of(branches) | by_total.keys()
     by_before = {branch.again[0]: branch for branch in branches if branch.again is not None}
     fixed = {port.name for port in graph.outputs} | graph.captured()
 
     def reader(name: str) -> Node | None:
         users = {user.index: user for user, _ in graph.users.get(name, ()) if user.index not in gone}
+        users |= {branch.total: graph.nodes[branch.total] for branch in branches if branch.shortcut == name}
         return next(iter(users.values())) if len(users) == 1 and name not in fixed else None
 
     for item in consumers:

@@ -7,9 +7,10 @@ the rest is held (`barriers`), and where to set zeros when no weight sums over a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ GOES = "(--renormalize may let it go)"
 
 Widths = Mapping[str, int]
 Kept = Mapping[str, NDArray[np.int64]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A residual branch y = x + f(x) that can go whole, which leaves y = x (see `branches`).
+    """A residual branch y = x + f(x), or a plain layer, that can go whole, which leaves y = x (see `branches`).
 
     It goes when group `id` keeps no unit. `nodes` make `output`, f(x), and nothing else; node `total` adds it to
     `shortcut`, x. Setting the constants' axes `zeros` to zero, throughout, makes f(x) zero; `axis` is its channel axis.
     `inside` are the groups that lie wholly in it. `again`: the nodes (before x, behind y) of one activation, of which
     the second has nothing left to do when y = x.
+
+    Of a `plain` layer (`plain_layers`), y = f(x), `total` is the last node, and `output` is y; nothing is zero. `tied`
+    are pairs of groups, of x and of y, that keep the same units while the layer is gone. `lead` are the nodes before
+    its first product: the activation of what writes x, in the place of which that behind y stays.
     """
 
     id: str
@@ -57,6 +63,14 @@ class Branch:
     zeros: tuple[Axis, ...]
     inside: frozenset[str]
     again: tuple[int, int] | None = None
+    plain: bool = False
+    tied: tuple[tuple[str, str], ...] = ()
+    lead: frozenset[int] = frozenset()
+
+    @property
+    def idle(self) -> frozenset[int]:
+        """The nodes that become Identities when it goes."""
+        return frozenset((self.total, *(self.again or ())[1:]))
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class Coupling:
     def removed_units(self, kept: Kept) -> NDArray[np.bool_]:
         """The mask of removed units for the kept unit numbers of each group (groups not named stay whole)."""
         removed = np.zeros(len(self.unit_group), dtype=np.bool_)
-        for name, units in kept.items():
+        for name, units in self.settled(kept, self.gone(kept)).items():
             start = self.first_unit[name]
             removed[start : start + self.by_id[name].units] = True
             removed[start + np.asarray(units, dtype=np.int64)] = False
@@ -109,7 +123,33 @@ class Coupling:
 
     def gone(self, kept: Kept) -> tuple[Branch, ...]:
         """The branches that go: those whose group keeps no unit."""
-        return tuple(branch for branch in self.branches if branch.id in kept and not len(kept[branch.id]))
+        return self.without({name for name, units in kept.items() if not len(units)})
+
+    def without(self, ids: Collection[str]) -> tuple[Branch, ...]:
+        """The branches that go with groups that keep no unit; one within another that goes is part of that."""
+        found = [branch for branch in self.branches if branch.id in ids]
+        return tuple(branch for branch in found if not any(branch.total in other.nodes for other in found))
+
+    def settled(self, chosen: Mapping[str, T], gone: Sequence[Branch]) -> dict[str, T]:
+        """What is chosen by group, where those that are tied by layers that have gone follow the last of them.
+
+        The last, because x stands in for y then: the readers of y say which channels matter.
+        """
+        found = dict(chosen)
+        for name, last in self._followers(gone).items():
+            found.pop(name, None)
+            if last in chosen:
+                found[name] = chosen[last]
+        return found
+
+    def _followers(self, gone: Sequence[Branch]) -> dict[str, str]:
+        """By group the one that it follows."""
+        tied: dict[str, set[str]] = {}
+        for pair in (pair for branch in gone for pair in branch.tied):
+            together = set(pair).union(*(tied.get(name, ()) for name in pair))
+            tied |= dict.fromkeys(together, together)
+        lasts = {name: max(together, key=lambda other: self.first_unit[other]) for name, together in tied.items()}
+        return {name: last for name, last in lasts.items() if name != last}
 
     def positions(self, axis: Axis, removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The mask of kept positions of an axis."""

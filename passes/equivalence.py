@@ -63,7 +63,10 @@ class Equivalence:
 
 
 def zeroed(original: onnx.ModelProto, plan: Mapping[str, Any]) -> onnx.ModelProto:
-    """The original model with every consumer slice of the plan, and what makes the branches that went, set to zero."""
+    """The original model with every consumer slice of the plan, and what makes the branches that went, set to zero.
+
+    A plain layer that went is an Identity there.
+    """
     return zeroed_apart(original, {}, plan)[0]
 
 
@@ -92,7 +95,19 @@ def zeroed_apart(
                 make = partial(_made_with_zeros, lazy, member, point)
                 apart[tensor.name] = Lazy(lazy.shape, lazy.dtype, make)
     _restrict_means(model, plan)
+    _pass_by(model, plan)
     return model, apart
+
+
+def _pass_by(model: onnx.ModelProto, plan: Mapping[str, Any]) -> None:
+    """Puts Identities in the place of the plain layers that went."""
+    for entry in plan.get("branches", ()):
+        if "layer" in entry:
+            places = [place for place, node in enumerate(model.graph.node) if entry["output"] in node.output]
+            if not places:
+                raise InputError(f"the plan names tensor '{entry['output']}', which the original does not have")
+            idle = helper.make_node("Identity", [entry["shortcut"]], [entry["output"]])
+            model.graph.node[places[0]].CopyFrom(idle)
 
 
 def _restrict_means(model: onnx.ModelProto, plan: Mapping[str, Any]) -> None:

@@ -4,7 +4,8 @@
 2. A consumer whose output is added to a stream of the same shape makes good what the stream lost as well: its target is
    the original sum less the pruned stream ("residual-corrected", RECOVERY.md A). When both sides of a sum are fitted,
    the later one does that.
-3. Where a branch has gone, y = x + f(x) is the target of what writes x, if nobody else reads x (`branches.absorbed`).
+3. Where a branch or a plain layer has gone, y is the target of what writes x, if nobody else reads x
+   (`branches.absorbed`).
 4. Fits that do not depend on each other are of one level. The border of a level is what is settled before it and read
    on the way to what comes after it.
 """
@@ -149,7 +150,7 @@ def plan_fits(coupling: Coupling, kept: Kept, consumers: tuple[Consumer, ...]) -
             bits |= network.before.get(name, 0)
         if node.index in origins or changed.intersection(reads):
             changed.update(node.outputs)
-            item = by_node.get(node.index)
+            item = None if node.index in network.totals else by_node.get(node.index)
             fit = None if item is None else _fit(coupling, item, removed, len(fits))
             if fit is not None:
                 fits.append(fit)

@@ -3,7 +3,8 @@
 1. Every constant is sliced along every axis to the positions that are kept. A constant whose users keep different
    positions is sliced in place for the first and copied for the others.
 2. Attributes and size inputs follow by the operators' own rules (`OpRule.patch`).
-3. A branch whose group keeps no unit goes whole (`branches`), and what would be sliced in it with it.
+3. A branch whose group keeps no unit goes whole (`branches`), and what would be sliced in it with it. So do plain
+   layers (`plain_layers`); the groups on both sides of one that has gone keep the same units (`Coupling.settled`).
 4. A size that the model computes while it runs follows by itself. Where it would not come out right, the constant that
    enters the computation is replaced; failing that, the whole vector.
 """
@@ -29,7 +30,7 @@ from ..ir.relations import Axis
 from ..ir.scope import Edit, View
 from ..ir.shapes import evaluate
 from ..ir.write import Array, Changes, apply, weights_after
-from .branches import freed_constants, nodes_of, take_out
+from .branches import freed_constants, take_out, touched
 from .coupling import Branch, Coupling, Group, Kept, constant_tensors
 
 Plan = dict[str, Any]
@@ -54,6 +55,7 @@ def prune(coupling: Coupling, kept: Kept) -> Pruned:
     Raises PruneError when a group that no branch goes with would lose all its units, or a unit number does not exist.
     """
     _check(coupling, kept)
+    kept = coupling.settled(kept, coupling.gone(kept))
     masks = _Masks(coupling, _sliced_groups(coupling, kept))
     changes = Changes(shapes=masks.shapes)
     _slice_constants(coupling.graph, masks, changes)
@@ -62,7 +64,7 @@ def prune(coupling: Coupling, kept: Kept) -> Pruned:
     gone = coupling.gone(kept)
     if gone:
         take_out(model, coupling.graph, gone)
-        freed = freed_constants(coupling.graph, nodes_of(gone))
+        freed = freed_constants(coupling.graph, touched(gone))
         weights = {name: weight for name, weight in weights.items() if name not in freed}
     return Pruned(model, plan_of(coupling, kept), weights)
 
@@ -70,7 +72,7 @@ def prune(coupling: Coupling, kept: Kept) -> Pruned:
 def _sliced_groups(coupling: Coupling, kept: Kept) -> Kept:
     """`kept` without the groups that go with a branch (rule 3)."""
     inside = frozenset[str]().union(*(branch.inside for branch in coupling.gone(kept)))
-    return {name: units for name, units in kept.items() if name not in inside}
+    return {name: units for name, units in kept.items() if len(units) and name not in inside}
 
 
 def _check(coupling: Coupling, kept: Kept) -> None:
@@ -252,6 +254,7 @@ def _keep_open(coupling: Coupling, node: Node, slot: int, value: Array) -> Array
 
 def plan_of(coupling: Coupling, kept: Kept) -> Plan:
     """The plan of a choice of units: for every group its kept units and the constant slices that went, and branches."""
+    kept = coupling.settled(kept, coupling.gone(kept))
     graph, sliced = coupling.graph, _sliced_groups(coupling, kept)
     uses: dict[str, list[tuple[str, Node, bool]]] = {}
     for name in graph.constants:
@@ -292,7 +295,10 @@ def _member(
 
 
 def _branch(graph: Graph, branch: Branch) -> dict[str, Any]:
-    """A branch that went: what it was, and the constants that are zero, throughout, where it gives nothing."""
+    """A branch that went: what it was, and the constants that are zero, throughout, where it gives nothing.
+
+    Of a plain layer there are none: its `output` is its `shortcut`.
+    """
     members = []
     for index in sorted(branch.nodes):
         node = graph.nodes[index]
@@ -306,7 +312,7 @@ def _branch(graph: Graph, branch: Branch) -> dict[str, Any]:
     total = graph.nodes[branch.total]
     return {
         "id": branch.id,
-        "sum": total.label,
+        "layer" if branch.plain else "sum": total.label,
         "output": total.outputs[0],
         "shortcut": branch.shortcut,
         "nodes": labels,

@@ -21,7 +21,7 @@ from ..ir.errors import PruneError
 from ..ir.graph import Shape
 from ..ir.ops.maps import Floats
 from .branch_moments import Takeover, can_take_over
-from .branches import absorbed, nodes_of
+from .branches import absorbed, touched
 from .consumers import Consumer, Mask
 from .coupling import Branch, Coupling, Kept
 from .gram import Moments, Statistics, usable
@@ -57,7 +57,7 @@ def refit_symmetric(coupling: Coupling, statistics: Statistics, kept: Kept, *, r
     columns than in a former call are solved. `apply_weights` writes the result.
     """
     removed, branches = coupling.removed_units(kept), coupling.gone(kept)
-    gone, takeovers = nodes_of(branches), _takeovers(coupling, statistics, branches)
+    gone, takeovers = touched(branches), _takeovers(coupling, statistics, branches)
     found: Weights = {}
     for item in statistics.consumers.all:
         slots, more = slots_of(coupling, item, removed), takeovers.get(item.node.index)

@@ -13,8 +13,11 @@ from onnx import TensorProto
 from ..ir.graph import Graph, Node, Shape
 from ..ir.ops import View, known_nodes, rule_for
 from ..ir.relations import Axis
-from .branches import freed_constants, nodes_of
-from .coupling import Coupling
+from .branches import freed_constants, nodes_of, touched
+from .coupling import Branch, Coupling
+
+GONE: Shape = (0,)
+"""The shape of a tensor that is not there."""
 
 Order = Mapping[str, NDArray[np.int64]]
 """For each group its units from the last to be removed to the first."""
@@ -65,20 +68,20 @@ class Sizes:
         return found
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
-        """The shape of every tensor, constants by their analysis names and by their own; what went is (0,)."""
-        changed = self._changed(self._axes, widths)
-        return dict(self.coupling.graph.shapes) | changed | self._vanished(widths)
+        """The shape of every tensor, constants by their analysis names and by their own; what went is GONE."""
+        gone = self.coupling.without({name for name, width in widths.items() if width == 0})
+        changed = self._changed(self._axes, self.coupling.settled(widths, gone) if gone else widths)
+        return dict(self.coupling.graph.shapes) | changed | self._vanished(gone)
 
-    def _vanished(self, widths: Mapping[str, int]) -> dict[str, Shape]:
+    def _vanished(self, branches: tuple[Branch, ...]) -> dict[str, Shape]:
         """The tensors of branches that have gone."""
-        branches = tuple(branch for branch in self.coupling.branches if widths.get(branch.id) == 0)
         key = tuple(branch.id for branch in branches)
         if key not in self._gone:
             graph, nodes = self.coupling.graph, nodes_of(branches)
             names = [name for index in nodes for name in graph.nodes[index].outputs]
-            for name in freed_constants(graph, nodes):
+            for name in freed_constants(graph, touched(branches)):
                 names += [name, *(use for _, _, use in graph.constant_uses(name))]
-            self._gone[key] = dict.fromkeys(names, (0,))
+            self._gone[key] = dict.fromkeys(names, GONE)
         return self._gone[key]
 
     def _changed(self, axes: Iterable[Axis], widths: Mapping[str, int]) -> dict[str, Shape]:
@@ -161,6 +164,8 @@ def _node_macs(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> int:
         return 0
     ins = [shapes.get(graph.use(node, slot), shapes.get(name, ())) for slot, name in enumerate(node.inputs)]
     outs = [shapes.get(name, ()) for name in node.outputs]
+    if any(ins[slot] == GONE for slot, name in enumerate(node.inputs) if name in graph.constants and name in shapes):
+        return 0  # an Identity stands there now
     try:
         return int(rule.macs(View(graph, node), ins, outs))
     except (IndexError, KeyError, TypeError, ValueError):

@@ -155,6 +155,12 @@ def subtracted_mean(graph: Graph, node: Node, name: str) -> str | None:
     return node.inputs[3] if node.inputs[0] == name and node.inputs[3] in graph.constants else None
 
 
+def is_normalization(node: Node) -> bool:
+    """Whether a node normalises by statistics of its input, which no runtime folds into the weights around it."""
+    kinds = ("LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization")
+    return node.op_type in kinds and not node.domain and len([name for name in node.outputs if name]) == 1
+
+
 def is_softmax(node: Node) -> bool:
     """Whether a node turns logits into shares."""
     return node.op_type in ("Softmax", "LogSoftmax") and not node.domain

@@ -26,7 +26,7 @@ def scores_of(score: Score, networks: Sequence[Widths]) -> list[float]:
 class Choice:
     """A group that may be narrowed: `widths` are the widths worth proposing, ascending, the full width last.
 
-    Width 0 stands for the branch that the group lies in, which is then taken out whole. `apart` marks what is no group
+    Width 0 stands for the branch or layer that the group lies in, which then goes whole. `apart` marks what is no group
     of channels (the size of the input, whose values are lengths of a side): it costs and scores like any other choice,
     and no gene is shared with it.
     """

@@ -13,8 +13,8 @@ With L = 1 a proposal is one of the single-group proposals, so that J = K withou
 DEVIATION: rules 2 and 3; the paper draws groups alone, and its network's weights come from a trained super-network, so
 that scoring 100 proposals costs little. Here each is refitted, so that J is 48 and L half of the groups, at most 10.
 DEVIATION: the schedule is laid out for 4 iterations (the paper, from memory: 1.5% of the latency, decay 0.98).
-DEVIATION: of the channel-level bypass only M = 0 of a residual branch (`Choice`): for 0 < M < T it needs slices that
-cost more than they save (ALGORITHMS D3).
+DEVIATION: of the channel-level bypass only M = 0, of a residual branch or a plain layer (`Choice`): for 0 < M < T it
+needs slices, and costs more than as many filters without them (docs/bypass.md).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from onnx_netadapt.network import by_weight
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.branches import with_branches
 from onnx_netadapt.passes.coupling import couple
+from onnx_netadapt.passes.plain_layers import with_layers
 from onnx_netadapt.passes.sizes import Sizes
 from onnx_netadapt.pipeline import set_up
 from onnx_netadapt.profiler import Lut, Target, fill
@@ -146,11 +147,102 @@ def test_a_network_without_a_branch_is_fine_tuned_like_any_other(files):
     assert "branches" in found.report.plan
 
 
-def test_a_model_without_branches_says_so(little):
-    options = Options(budgets=("macs=0.8x",), data=str(little[1]), allow_depth=True)
-    bench = set_up(little[0], options, "digits", Progress(quiet=True), "")
+def test_a_model_without_branches_says_so(files, tmp_path):
+    net = Net()
+    x = net.op("Relu", net.conv(net.input(1, 3, 12, 12), 3, 8, kernel=(3, 3)))
+    onnx.save(net.output(net.op("GlobalAveragePool", net.conv(x, 8, 6))).model(), tmp_path / "net.onnx")
+    options = Options(budgets=("macs=0.8x",), data=str(files[1]), allow_depth=True)
+    bench = set_up(tmp_path / "net.onnx", options, "", Progress(quiet=True), "")
     assert any("--allow-depth: no residual branch" in warning for warning in bench.run.warnings)
     assert all(choice.widths[0] > 0 for choice in bench.choices)
+
+
+@pytest.fixture(scope="module")
+def chain(files, tmp_path_factory):
+    """A net without sums, of whose six convolutions of one width the second and the fifth do little."""
+    net = Net(seed=1)
+    x = net.op("Relu", net.conv(net.input(1, 3, 12, 12), 3, 16, kernel=(3, 3), pads=[1] * 4))
+    shares = {}
+    for share in (1.0, 0.05, 1.0, 1.0, 0.05, 1.0):
+        x = net.op("Relu", net.conv(x, 16, 16, kernel=(3, 3), pads=[1] * 4))
+        shares |= {name: share for name in net.nodes[-2].input[1:] if share < 1}
+    x = net.op("Relu", net.conv(x, 16, 16, kernel=(3, 3), pads=[1] * 4, group=16))
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", x))
+    model = net.output(net.op("Gemm", pooled, net.weight(6, 16), net.weight(6), transB=1)).model()
+    for tensor in model.graph.initializer:
+        if tensor.name in shares:
+            array = shares[tensor.name] * numpy_helper.to_array(tensor)
+            if array.ndim == 4:
+                array[:, :, 1, 1] += np.eye(16)
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    path = tmp_path_factory.mktemp("chain") / "net.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shortened(chain, files, tmp_path_factory):
+    """One run of the command line on it, fine-tuned for a few steps."""
+    output = tmp_path_factory.mktemp("out") / "small.onnx"
+    told = [str(chain), "--budget", "macs=0.3x", "--data", str(files[1]), "-o", str(output), "--quiet", "--allow-depth"]
+    code = cli._run(["adapt", *told, "--finetune", "steps=4,check_every=2", "--min-keep", "0.6"])
+    return code, output
+
+
+def test_plain_layers_that_do_little_go_where_widths_alone_cannot_meet_the_budget(chain, files, shortened):
+    code, output = shortened
+    report = _report(output)
+    assert code == 0
+    assert report["met"]
+    gone = [entry["layer"] for entry in report["plan"]["branches"]]
+    assert gone
+    assert report["equivalence"]["passed"]
+    assert report["finetune"]["history"][-1]["step"] == 4
+    with pytest.raises(BudgetError, match="cannot be met"):
+        na.adapt(chain, "macs=0.3x", data=str(files[1]), finetune="none", min_keep=0.6)
+
+
+@pytest.mark.parametrize("search", ["mcd", pytest.param("chamnet", marks=pytest.mark.slow)])
+def test_the_other_searches_take_plain_layers_out_too(chain, files, search):
+    options = {"finetune": "none", "min_keep": 0.6, "search": search, "allow_depth": True}
+    found = na.adapt(chain, "macs=0.3x", data=str(files[1]), **options)
+    assert found.report.met
+    assert any("layer" in entry for entry in found.report.plan["branches"])
+
+
+def test_the_shortened_model_counts_as_reported_and_is_verified_from_its_files(chain, shortened, tmp_path, capsys):
+    report, model = _report(shortened[1]), onnx.load(shortened[1])
+    onnx.checker.check_model(model, full_check=True)
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("Conv") == 8 - len(report["plan"]["branches"])
+    assert "Identity" not in operators
+    coupling = couple(load(model))
+    full = {group.id: group.units for group in coupling.groups}
+    sizes = Sizes(coupling, {name: np.arange(width) for name, width in full.items()})
+    assert (sizes.macs(full), sizes.params(full)) == (report["after"]["macs"], report["after"]["params"])
+    assert cli._run(["verify", str(chain), str(shortened[1])]) == 0
+    plan = json.loads(shortened[1].with_suffix(".plan.json").read_text())
+    plan["branches"] = []
+    (tmp_path / "wrong.json").write_text(json.dumps(plan))
+    assert cli._run(["verify", str(chain), str(shortened[1]), "--plan", str(tmp_path / "wrong.json")]) == 2
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_estimates_without_a_plain_layer_leave_what_writes_its_input(chain, files):
+    narrowing = by_weight(with_layers(with_branches(couple(load(chain)))))
+    feeds = {"x0": np.load(files[1])["x0"][:1]}
+    with Lut.open(":memory:", Target.parse("cpu").fingerprint()) as lut:
+        network = narrowing.measurable(narrowing.choices(None, 0.5), feeds)
+        model = fill(lut, Target.parse("cpu"), network, np.random.default_rng(0), variants=4, off_edges=0)
+    nodes = narrowing.graph.model.graph.node
+    layer = narrowing.coupling.branches[1]
+    writer, last = (node_id(nodes[narrowing.graph.producer[name].index]) for name in (layer.shortcut, layer.output))
+
+    def us(name):
+        return sum(part.us for part in model.explain({layer.id: 0}).parts if name in part.nodes)
+
+    assert us(last) == 0
+    assert us(writer) > 0
 
 
 def test_masks_cannot_take_branches_out():
