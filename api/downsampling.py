@@ -19,6 +19,7 @@ is a gene, searched with the others (`--search chamnet --resolution`), at many t
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -51,6 +52,9 @@ multiply-accumulates scored -0.27 at 24x24 and at 26x26, and -0.24 on the whole 
 
 TRIES = 5
 """Networks that are measured to find one of the budget's cost."""
+
+SURE = 0.03
+"""Ratios are measured until their error is below this: they tell sizes apart, and nothing is promised by them."""
 
 CLOSE = 1.02
 """A network of so many times the budget is near enough to be judged by."""
@@ -159,7 +163,7 @@ def _automatic(own: Sized, metric: Metric, lut: Lut | None) -> Downsampled | Non
     if not smaller:
         return None
     evaluator = Evaluator(own.run.graph, own.run.data, own.run.selection, metric)
-    first = max((place for place, sized in enumerate(smaller) if excess(sized, sized.whole.full) <= 1), default=0)
+    first = max(0, bisect_right(smaller, 1.0, key=lambda sized: excess(sized, sized.whole.full)) - 1)
     best, most = own, float("-inf")
     for sized in [*smaller[first:], own]:
         judge = _Judge(sized, evaluator, excess)
@@ -199,7 +203,7 @@ class _Excess:
         if known is not None:
             return known.statistic_us
         run = runner(model, self._target, feeds)
-        found = measure_against(self._original, run, self._target, min_seconds=STEP_SECONDS).ratio
+        found = measure_against(self._original, run, self._target, min_seconds=STEP_SECONDS, sure=SURE).ratio
         if self._lut is not None:
             self._lut.add([Entry(key, {"type": "ratio"}, (found,))])
         return found

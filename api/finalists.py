@@ -57,7 +57,7 @@ MOST = 8
 
 FEWEST = 3
 
-ALL_MACS = 1.6e9
+ALL_MACS = 1e9
 """Multiply-accumulates of one example over all finalists: of large networks there are fewer, down to FEWEST."""
 
 

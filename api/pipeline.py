@@ -168,13 +168,14 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
 
     `goal` are the limits of the least of several budgets, `began` is when the work for this one did (perf_counter).
     """
-    searcher = searcher_of(run, bench.narrowing, bench.cost, bench.choices, bench.scorer, goal, bench.samples)
+    known = proposed(bench.stages)
+    searcher = searcher_of(run, bench.narrowing, bench.cost, bench.choices, bench.scorer, goal, bench.samples, known)
     result, met = searcher.run_to_budget(journal)
     if note := result.facts.get("predictor", {}).get("fell_back"):
         run.warnings.append(note)
     at = bench.at(run)
     if met and bench.statistics and searcher.refines:
-        result = settle(at, bench.statistics, searcher, result, proposed(bench.stages))
+        result = settle(at, bench.statistics, searcher, result, known)
     for ceiling in LOWER:
         stage = at(result.widths)
         model, facts = finish(stage.run, stage.narrowing, stage.statistics, groups_of(result.widths), stage.evaluator)

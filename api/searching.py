@@ -26,6 +26,11 @@ AIM = 0.97
 SURE = 0.985
 """A winner must be within this share by a long measurement, so that the last one stays within the budget."""
 
+LONG_STEP = 0.05
+"""The first step, as a share of the start, where networks of the budget's cost are known before the search: many small
+steps took minutes on MobileNetV2, and ended in networks that were left for the known ones.
+"""
+
 CONFIRMATIONS = 5
 
 AnyJournal = FileJournal | ListJournal
@@ -149,12 +154,17 @@ def searcher_of(
     score: AnyScorer | SizedScorer,
     goal: Mapping[str, float],
     samples: SampleStore,
+    known: Sequence[Mapping[str, int]] = (),
 ) -> Searcher:
-    """The chosen search with its options; `goal` are the limits of the least of several budgets."""
+    """The chosen search with its options.
+
+    `goal` are the limits of the least of several budgets, `known` networks of about the budget's cost, which will be
+    judged beside the result.
+    """
     options, curves = run.options, narrowing.curves
     pool = pool_of(choices, curves, cost) if curves is not None and not options.published else None
     keywords = {
-        "step": options.step,
+        "step": options.step or (LONG_STEP if known else None),
         "decay": options.decay,
         "widen": not options.published,
         "pool": pool,

@@ -159,9 +159,12 @@ def measure_against(
     *,
     min_runs: int = 20,
     min_seconds: float = 0.2,
+    sure: float = _SURE,
     clocks: Clocks | None = None,
 ) -> Comparison:
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 and 5).
+
+    It goes on, within limits, until the ratio's error is at most `sure`.
 
     The ratio is the median over pairs of neighbouring bursts: it holds even if the machine's speed changes meanwhile.
     """
@@ -175,7 +178,7 @@ def measure_against(
         for samples, new in zip(pair, more, strict=True):
             samples.extend(new)
         ratio, error = paired_ratio(pair[0], pair[1], clock)
-        if error <= _SURE:
+        if error <= sure:
             break
     return Comparison(pair[1].summary(clock), ratio, error, pair[0].summary(clock).median_ms)
 
