@@ -202,7 +202,7 @@ def test_plain_layers_that_do_little_go_where_widths_alone_cannot_meet_the_budge
         na.adapt(chain, "macs=0.3x", data=str(files[1]), finetune="none", min_keep=0.6)
 
 
-@pytest.mark.parametrize("search", ["mcd", pytest.param("chamnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("search", [pytest.param(name, marks=pytest.mark.slow) for name in ("mcd", "chamnet")])
 def test_the_other_searches_take_plain_layers_out_too(chain, files, search):
     options = {"finetune": "none", "min_keep": 0.6, "search": search, "allow_depth": True}
     found = na.adapt(chain, "macs=0.3x", data=str(files[1]), **options)

@@ -171,7 +171,9 @@ def test_made_up_images_do_not_decide_a_size(files):
     assert len(bench.stages) == 1
 
 
-@pytest.mark.parametrize("search", ["netadapt", "mcd", "multiplier"])
+@pytest.mark.parametrize(
+    "search", ["netadapt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mcd", "multiplier"))]
+)
 def test_a_size_that_is_asked_for_is_taken_by_every_search(files, search):
     found = na.adapt(files[0], "macs=0.3x", data=files[1], downsample="24", search=search, published=True, **QUICK)
     assert found.report.met
@@ -179,6 +181,7 @@ def test_a_size_that_is_asked_for_is_taken_by_every_search(files, search):
     assert found.report.after.macs <= 0.3 * found.report.before.macs
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_plan_twice(files):
     first, second = (na.adapt(files[0], "macs=0.4x", data=files[1], **QUICK).report for _ in range(2))
     assert first.plan == second.plan
@@ -216,6 +219,7 @@ def test_a_resumed_run_keeps_the_size_that_it_had(files, tmp_path, monkeypatch):
     assert found.report.resolution["after"] == [side, side]
 
 
+@pytest.mark.slow
 def test_many_budgets_keep_the_image_as_it_is(files, tmp_path):
     found = na.adapt_each(files[0], ["macs=0.8x", "macs=0.5x"], data=files[1], output=tmp_path / "o.onnx", **QUICK)
     assert all("Resize" not in {node.op_type for node in model.graph.node} for model in found.models)
@@ -227,6 +231,7 @@ def test_training_goes_through_the_smaller_image(files):
     assert found.report.finetune["history"][-1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_channels_may_come_last(tmp_path):
     path, data = classifier(tmp_path / "net.onnx", last=True)
     found = na.adapt(path, "macs=0.5x", data=data, downsample="24", **QUICK)
