@@ -2,7 +2,7 @@
 
 What a classifier needs of an image is often there at a smaller size, and at three quarters of the side every
 convolution costs half: a network of full width on smaller maps may keep far more than a narrow one on the whole image.
-The input stays as it is; a Resize inside the model makes it smaller (`ir.downsample`).
+The input stays as it is; the model's first nodes make it smaller (`ir.downsample`).
 
 1. Candidates are multiples of a power of two, which networks that halve their maps keep whole, from half the model's
    own side up, that the model can run at and that leave its outputs' shapes alone.
@@ -83,11 +83,10 @@ class Sized:
 
 @dataclass(frozen=True, slots=True)
 class Downsampled:
-    """What was chosen: `own` is the model as it is, which `chosen` may be too; `sizes` are all that there were."""
+    """What was chosen: `own` is the model as it is, which `chosen` may be too."""
 
     own: Sized
     chosen: Sized
-    sizes: tuple[InputSize, ...]
 
 
 def downsampled(run: Run, metric: Metric, lut: Lut | None) -> Downsampled | None:
@@ -137,7 +136,7 @@ def _asked(own: Sized, side: int) -> Downsampled:
     found = _at(own, size)
     if isinstance(found, str):
         raise InputError(f"--downsample {side}: the model cannot make its image {size}: {found}")
-    return Downsampled(own, found, (own.size, size))
+    return Downsampled(own, found)
 
 
 def _at(own: Sized, size: InputSize) -> Sized | str:
@@ -174,7 +173,7 @@ def _automatic(own: Sized, metric: Metric, lut: Lut | None) -> Downsampled | Non
         if score < most:
             break
         best, most = found, score
-    return Downsampled(own, best, (own.size, *(sized.size for sized in reversed(smaller))))
+    return Downsampled(own, best)
 
 
 class _Excess:

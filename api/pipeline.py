@@ -42,7 +42,7 @@ from onnx_netadapt.predictor import PredictorFile
 from onnx_netadapt.profiler import Granularity, Latency, LatencyModel, Lut, probe
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import AdaptReport
-from onnx_netadapt.resolution import AUTO, NEVER, InputSize, parse_resolution, planned
+from onnx_netadapt.resolution import AUTO, NEVER, InputSize, parse_downsample, parse_resolution, planned
 from onnx_netadapt.run import Run, prepare
 from onnx_netadapt.scoring import AnyScorer, Candidates, MaskedScorer, Scorer
 from onnx_netadapt.searching import AnyJournal, searcher_of
@@ -261,6 +261,8 @@ def _record(run: Run) -> Record | None:
     record = wanted_record(run.graph, run.options.elastic)
     if record is not None and run.options.allow_depth:
         raise InputError("--allow-depth: the model was trained for every width with all its branches; add --no-elastic")
+    if record is not None and parse_downsample(run.options.downsample) is not None:
+        raise InputError("--downsample: the model was trained for every width at its own size; add --no-elastic")
     return record
 
 

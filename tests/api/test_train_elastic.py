@@ -183,6 +183,11 @@ def test_depth_is_refused_where_no_network_without_a_branch_was_trained(made, li
         na.adapt(made[1], "macs=0.8x", data=little[1], allow_depth=True)
 
 
+def test_another_size_of_the_image_is_refused_as_well(made, little):
+    with pytest.raises(InputError, match="--downsample: .*--no-elastic"):
+        na.adapt(made[1], "macs=0.8x", data=little[1], downsample="8")
+
+
 def test_the_command_line_prints_json_and_keeps_progress_apart(little, tmp_path, capsys):
     out = tmp_path / "e.onnx"
     wanted = ["train-elastic", little[0], "--data", little[1], "-o", str(out), "--finetune", TRAINING, *FLAGS, "--json"]
