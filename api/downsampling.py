@@ -29,7 +29,7 @@ from onnx_netadapt.costs import STEP_SECONDS
 from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.finalists import batches_for, refitted
 from onnx_netadapt.inputs import Feeds
-from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.ir.errors import InputError, NetAdaptError
 from onnx_netadapt.ir.shapes import image_axes
 from onnx_netadapt.metrics import Metric, is_classifier
 from onnx_netadapt.network import Narrowing, by_weight
@@ -145,7 +145,10 @@ def _at(own: Sized, size: InputSize) -> Sized | str:
     if isinstance(graph, str):
         return graph
     run = replace(own.run, graph=graph, original=own.run)
-    whole = by_weight(coupled(run))
+    try:
+        whole = by_weight(coupled(run))
+    except NetAdaptError as error:
+        return str(error)
     if whole.full != own.whole.full:
         return "other channels belong together there"
     return Sized(size, run, whole)
