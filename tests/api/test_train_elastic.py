@@ -184,7 +184,7 @@ def test_depth_is_refused_where_no_network_without_a_branch_was_trained(made, li
 
 
 def test_another_size_of_the_image_is_refused_as_well(made, little):
-    with pytest.raises(InputError, match="--downsample: .*--no-elastic"):
+    with pytest.raises(InputError, match=r"--downsample: .*--no-elastic"):
         na.adapt(made[1], "macs=0.8x", data=little[1], downsample="8")
 
 
