@@ -49,7 +49,7 @@ def search(
     if steps and not over(steps[-1].measured, budget):
         return SearchResult(steps[-1].widths, steps[-1].measured, tuple(steps))
     tried = {tuple(step.widths.items()) for step in steps}
-    for candidate in _ladder(groups):
+    for candidate in uniform(groups):
         if tuple(candidate.items()) in tried or over(cost(candidate), budget):
             continue
         found = dict(cost.measure(candidate))
@@ -61,7 +61,7 @@ def search(
     return SearchResult(last.widths, last.measured, tuple(steps))
 
 
-def _ladder(groups: Sequence[Choice]) -> list[Widths]:
+def uniform(groups: Sequence[Choice]) -> list[Widths]:
     """Uniform networks from the widest to the narrowest, each group at the nearest of its widths."""
     ladder: dict[tuple[tuple[str, int], ...], Widths] = {}
     for share in np.linspace(1.0, 0.0, SHARES):
