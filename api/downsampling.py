@@ -22,26 +22,22 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import onnx
 from onnx_netadapt.costs import STEP_SECONDS
 from onnx_netadapt.evaluate import Evaluator
-from onnx_netadapt.finalists import batches_for, refitted
+from onnx_netadapt.finalists import batches_for, first_batches, refitted, rescaler_of
 from onnx_netadapt.inputs import Feeds
 from onnx_netadapt.ir.errors import InputError, NetAdaptError
-from onnx_netadapt.ir.shapes import image_axes
 from onnx_netadapt.metrics import Metric, is_classifier
 from onnx_netadapt.network import Narrowing, by_weight
 from onnx_netadapt.ordering import coupled, ordered
 from onnx_netadapt.passes.gram import Statistics
-from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.search.common import Widths
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sizes import Sizes
-from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.profiler import Entry, Lut, measure_against, probe, runner
-from onnx_netadapt.resolution import AUTO, InputSize, parse_downsample, sizes_inside, tried
+from onnx_netadapt.resolution import AUTO, InputSize, images_of, parse_downsample, sizes_inside, tried
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.searching import AIM
 
@@ -119,7 +115,7 @@ def _worth_trying(run: Run) -> bool:
 
 def _image(run: Run) -> InputSize | None:
     """The model's one image input of fixed size; None where it has none, or several."""
-    images = [(port, axes) for port in run.graph.inputs if (axes := image_axes(port))]
+    images = images_of(run.graph)
     if len(images) != 1:
         return None
     port, (height, width) = images[0]
@@ -172,7 +168,7 @@ def _automatic(own: Sized, metric: Metric, lut: Lut | None) -> Downsampled | Non
         if judge.bound < most:
             continue
         score, found = judge.at_budget()
-        own.run.progress.say(f"  image of {sized.size} inside the model: score {score:.4f} at the budget")
+        own.run.progress.say(f"  image of {sized.size}: score {score:.4f} at the budget")
         if score < most:
             break
         best, most = found, score
@@ -232,8 +228,7 @@ class _Judge:
     def __init__(self, sized: Sized, evaluator: Evaluator, excess: _Excess) -> None:
         self.sized, self.evaluator, self.excess = sized, evaluator, excess
         self._count = batches_for(sized.whole, next(iter(sized.run.batches())))
-        teacher = None if sized.run.original is None else Teacher(sized.run.original.graph, self._batches)
-        self._rescaler = Rescaler(sized.whole.coupling, self._batches, teacher=teacher)
+        self._rescaler = rescaler_of(sized.whole, sized.run, self._count)
         self.bound = evaluator.score(self._rescaler.applied(sized.run.graph.model))
 
     def at_budget(self) -> tuple[float, Sized]:
@@ -246,8 +241,9 @@ class _Judge:
         return max(scores, default=float("-inf")), replace(self.sized, ready=ready, networks=networks)
 
     def _score(self, narrowing: Narrowing, statistics: Statistics, widths: Mapping[str, int]) -> float:
+        batches = first_batches(self.sized.run, self._count)
         with self.sized.run.timed("downsampling"), one_blas_thread():
-            return self.evaluator.score(refitted(narrowing, statistics, widths, self._batches, self._rescaler))
+            return self.evaluator.score(refitted(narrowing, statistics, widths, batches, self._rescaler))
 
     def _at_budget(self, narrowing: Narrowing) -> Iterator[Widths]:
         """Networks of the error curves that cost about the budget, one for each kind of curve."""
@@ -266,6 +262,3 @@ class _Judge:
                     yield found[0]
                     break
                 limit /= excess
-
-    def _batches(self) -> Iterator[Feeds]:
-        return islice(self.sized.run.batches(), self._count)

@@ -35,7 +35,7 @@ from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.searching import AIM, SURE, Searcher, lowered
-from onnx_netadapt.stages import At, Stage, groups_of, resolution_of
+from onnx_netadapt.stages import At, groups_of, resolution_of
 
 SHARES, AMOUNTS = (1.0, 2.0), (0.5, 1.0, 2.0)
 """Powers of errors as shares and as amounts. The square root of shares gave the worst or the last but one of all
@@ -74,7 +74,7 @@ def settle(
     networks from elsewhere that stand beside the error curves'.
     """
     run, narrowing = searcher.run, searcher.narrowing
-    known = [*_uniform(searcher), *proposed]
+    known = [widths for widths in _distinct([*_uniform(searcher), *proposed]) if widths != result.widths]
     rivals = [*known, *_rivals(narrowing, statistics, searcher, result, known)]
     if not rivals:
         return result
@@ -108,20 +108,22 @@ class _Judge:
         assert stage.statistics is not None  # whoever has finalists refits them
         key = resolution_of(stage)
         if key not in self._rescalers:
-            self._rescalers[key] = self._rescaler(stage)
-        batches = self._batches(stage.run)
+            rescaled = is_classifier(stage.run.outputs)
+            self._rescalers[key] = rescaler_of(stage.narrowing, stage.run, self._count) if rescaled else None
+        batches = first_batches(stage.run, self._count)
         model = refitted(stage.narrowing, stage.statistics, groups_of(widths), batches, self._rescalers[key])
         return stage.evaluator.score(model)
 
-    def _rescaler(self, stage: Stage) -> Rescaler | None:
-        run = stage.run
-        if not is_classifier(run.outputs):
-            return None
-        teacher = None if run.original is None else Teacher(run.original.graph, self._batches(run.original))
-        return Rescaler(stage.narrowing.coupling, self._batches(run), teacher=teacher)
 
-    def _batches(self, run: Run) -> Batches:
-        return lambda: islice(run.batches(), self._count)
+def rescaler_of(narrowing: Narrowing, run: Run, count: int) -> Rescaler:
+    """What makes the logits of a run's networks as sure of themselves as the original's, by the first batches."""
+    teacher = None if run.original is None else Teacher(run.original.graph, first_batches(run.original, count))
+    return Rescaler(narrowing.coupling, first_batches(run, count), teacher=teacher)
+
+
+def first_batches(run: Run, count: int) -> Batches:
+    """The first so many batches of a run's calibration inputs."""
+    return lambda: islice(run.batches(), count)
 
 
 def refitted(
@@ -155,6 +157,11 @@ def _rivals(
                 if widths not in seen and len(seen) <= most:
                     seen.append(widths)
                     yield widths
+
+
+def _distinct(networks: Sequence[Widths]) -> list[Widths]:
+    """Each network once."""
+    return list({key_of(widths): widths for widths in networks}.values())
 
 
 def _uniform(searcher: Searcher) -> list[Widths]:

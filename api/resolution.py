@@ -17,7 +17,7 @@ from onnx_netadapt.evaluate import Runner
 from onnx_netadapt.inputs import Array, Data, Feeds, Indices
 from onnx_netadapt.ir.downsample import downsampled
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.ir.graph import Graph, Shape
+from onnx_netadapt.ir.graph import Graph, Port, Shape
 from onnx_netadapt.ir.load import reshaped
 from onnx_netadapt.ir.shapes import image_axes
 
@@ -106,9 +106,14 @@ def parse_downsample(text: str) -> int | None:
     return int(text)
 
 
+def images_of(graph: Graph) -> list[tuple[Port, tuple[int, int]]]:
+    """The inputs that could be batches of images, with the axes of their height and width."""
+    return [(port, (axes[0], axes[1])) for port in graph.inputs if (axes := image_axes(port))]
+
+
 def own_size(graph: Graph, wanted: Range) -> InputSize:
     """The size of the model's one image input as it stands; InputError where it has none, or several."""
-    images = [(port, axes) for port in graph.inputs if (axes := image_axes(port))]
+    images = images_of(graph)
     if len(images) != 1:
         raise InputError(
             f"{wanted}: the model has {len(images)} inputs that could be images (four axes), and must have one; "
@@ -127,7 +132,11 @@ def planned_size(graph: Graph, plan: Mapping[str, Any]) -> InputSize | None:
     if not found:
         raise InputError(f"the plan goes with input '{name}' {list(shape)}, and the original has no such input")
     height, width = found[0]
-    return InputSize(name, shape, (height, width), bool(plan["input"].get("inside", False)))
+    size = InputSize(name, shape, (height, width), bool(plan["input"].get("inside", False)))
+    own = graph.shapes[name]
+    if size.inside and not all(isinstance(shape[axis], int) and 0 < shape[axis] <= own[axis] for axis in size.axes):
+        raise InputError(f"the plan has the model make its image {size}, and it is {own[height]}x{own[width]} large")
+    return size
 
 
 def planned(size: InputSize) -> dict[str, Any]:

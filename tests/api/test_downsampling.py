@@ -146,6 +146,14 @@ def test_verify_builds_the_smaller_image_from_the_plan(files, adapted):
     assert not na.verify(files[0], adapted, without).passed
 
 
+@pytest.mark.parametrize("shape", [[1, 3, 0, 0], [1, 3, -4, 16], [1, 3, 10**9, 10**9], [1, 3, "a", 8]])
+def test_a_plan_with_a_size_that_cannot_be_is_refused(files, adapted, shape):
+    plan = json.loads(adapted.with_suffix(".plan.json").read_text())
+    plan["input"]["shape"] = shape
+    with pytest.raises(InputError, match="the plan has the model make its image"):
+        na.verify(files[0], adapted, plan)
+
+
 def test_images_told_apart_by_single_pixels_stay_as_they_are(tmp_path):
     path, data = classifier(tmp_path / "net.onnx", texture=True)
     found = na.adapt(path, "macs=0.4x", data=data, **QUICK)
