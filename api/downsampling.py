@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx_netadapt.costs import STEP_SECONDS
+from onnx_netadapt.costs import STEP_ROUNDS, STEP_SECONDS
 from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.finalists import batches_for, first_batches, refitted, rescaler_of
 from onnx_netadapt.inputs import Feeds
@@ -201,7 +201,9 @@ class _Excess:
         if known is not None:
             return known.statistic_us
         run = runner(model, self._target, feeds)
-        found = measure_against(self._original, run, self._target, min_seconds=STEP_SECONDS, sure=SURE).ratio
+        found = measure_against(
+            self._original, run, self._target, min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=SURE
+        ).ratio
         if self._lut is not None:
             self._lut.add([Entry(key, {"type": "ratio"}, (found,))])
         return found

@@ -169,7 +169,7 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
     `goal` are the limits of the least of several budgets, `began` is when the work for this one did (perf_counter).
     """
     known = proposed(bench.stages)
-    searcher = searcher_of(run, bench.narrowing, bench.cost, bench.choices, bench.scorer, goal, bench.samples, known)
+    searcher = searcher_of(run, bench.narrowing, bench.cost, bench.choices, bench.scorer, goal, bench.samples)
     result, met = searcher.run_to_budget(journal)
     if note := result.facts.get("predictor", {}).get("fell_back"):
         run.warnings.append(note)

@@ -26,7 +26,7 @@ from .target import Model, Target
 _BURST = 5
 _PATIENCE_SECONDS = 4.0
 _SURE = 0.01  # relative error of a comparison below which it is not continued
-_ROUNDS = 3  # times that a comparison is measured at most
+_ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
 """Relative error of a comparison from which it is called noisy."""
@@ -160,17 +160,19 @@ def measure_against(
     min_runs: int = 20,
     min_seconds: float = 0.2,
     sure: float = _SURE,
+    rounds: int = _ROUNDS,
     clocks: Clocks | None = None,
 ) -> Comparison:
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 and 5).
 
-    It goes on, within limits, until the ratio's error is at most `sure`.
+    It is measured in `rounds` of `min_runs` and `min_seconds` each until the ratio's error is at most `sure`; slow
+    models have fewer of them.
 
     The ratio is the median over pairs of neighbouring bursts: it holds even if the machine's speed changes meanwhile.
     """
     clock, times = clock_of(target), clocks or Clocks()
     pair = [Samples(), Samples()]
-    for round_ in range(_ROUNDS):
+    for round_ in range(rounds):
         warm_up = 3 if round_ == 0 else 0
         more = collect(
             [reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=times, burst=_BURST
@@ -178,7 +180,7 @@ def measure_against(
         for samples, new in zip(pair, more, strict=True):
             samples.extend(new)
         ratio, error = paired_ratio(pair[0], pair[1], clock)
-        if error <= sure:
+        if error <= sure or (round_ + 1 >= _ROUNDS and sum(pair[1].wall) > _PATIENCE_SECONDS * 1e9 / 2):
             break
     return Comparison(pair[1].summary(clock), ratio, error, pair[0].summary(clock).median_ms)
 

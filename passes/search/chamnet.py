@@ -52,7 +52,7 @@ from .curves import Curves, Pool, summed_error
 from .genes import Genes
 from .genetic import evolve
 from .polish import polish
-from .surrogate import Floats, Surrogate, fit
+from .surrogate import Floats, Surrogate, fit, refit
 
 POOL, START, EXPLORE, EXPLOIT = 2048, 40, 10, 10
 SAMPLES = 240
@@ -64,7 +64,7 @@ RELIABLE = 0.7
 CAUTION = 1.0
 ALPHA = 100.0
 BEST = 10
-ROUNDS, PATIENCE = 6, 2
+ROUNDS, PATIENCE = 4, 1
 """Times that the genetic algorithm is run, its limits corrected by what was measured, and rounds in vain to end it."""
 
 LEVELS = 6
@@ -200,16 +200,17 @@ class _Hunt:
             surrogate = self.fitted()
         return surrogate
 
-    def fitted(self) -> Surrogate:
-        """The predictor from all samples."""
-        return fit(np.array([self.encode(widths) for widths in self.kept.widths]), np.array(self.kept.scores))
+    def fitted(self, before: Surrogate | None = None) -> Surrogate:
+        """The predictor from all samples, with the constants of another one where that is given."""
+        x, scores = np.array([self.encode(widths) for widths in self.kept.widths]), np.array(self.kept.scores)
+        return fit(x, scores) if before is None else refit(before, x, scores)
 
     def _pool(self, start: Costs, goal: Mapping[str, float]) -> list[Widths]:
         """Distinct networks between the least goal and the full cost, the original first."""
         from scipy.stats import qmc
 
         points = self.genes.spread(qmc.Sobol(self.genes.draws, rng=self.rng).random(POOL))
-        drawn = [self.genes.decode(point) for point in points]
+        drawn = self.genes.decode_all(points)
         drawn = [*self._from_curves(start, goal), *drawn]
         distinct = {tuple(widths.values()): widths for widths in [full_widths(self.groups), *drawn]}
         least = {name: 0.9 * limit for name, limit in goal.items() if limit < start[name]}
@@ -258,7 +259,7 @@ class _Hunt:
             scores = scores_of(self.score, evolved)
             self.kept.add(evolved, scores)
             rows += [self._told(widths, value) for widths, value in zip(evolved, scores, strict=True)]
-            surrogate = self.fitted()
+            surrogate = self.fitted(surrogate)
             found, worst = self._first_within(budget, self._known_within(limits)[:BEST], best)
             vain = vain + 1 if found is best and best is not None else 0
             if vain == PATIENCE:
@@ -308,7 +309,7 @@ class _Hunt:
         met: dict[tuple[int, ...], tuple[float, Widths]] = {}
 
         def fitness(points: Floats) -> Floats:
-            networks = [self.genes.decode(point) for point in points]
+            networks = self.genes.decode_all(points)
             mean, deviation = surrogate(np.array([self.encode(widths) for widths in networks]))
             excess = [
                 sum(max(0.0, self.estimate(widths)[name] / limit - 1) for name, limit in limits.items())

@@ -51,14 +51,22 @@ class Genes:
 
     def decode(self, point: Floats) -> Widths:
         """The network of a point (len(self),), rules 1 to 3."""
-        found = {group.id: group.widths[-1] for group in self.branches}  # a group may have no width between 0 and this
-        for value, members in zip(point[: self._bits.start].tolist(), self.shared, strict=True):
-            found |= {group.id: _nearest(group.widths, value) for group in members}
-        for bit, group in zip(point[self._bits].tolist(), self.branches, strict=True):
-            found |= {group.id: 0} if bit < 0.5 else {}
-        for value, choice in zip(point[self._bits.stop :].tolist(), self.apart, strict=True):
-            found[choice.id] = choice.widths[min(int(value * len(choice.widths)), len(choice.widths) - 1)]
-        return {choice.id: found[choice.id] for choice in self.choices}
+        return self.decode_all(point[None])[0]
+
+    def decode_all(self, points: Floats) -> list[Widths]:
+        """The networks of points (n, len(self))."""
+        whole = {group.id: group.widths[-1] for group in self.branches}  # a group may have no width between 0 and this
+        found = {name: np.full(len(points), width) for name, width in whole.items()}
+        for shares, members in zip(points.T, self.shared, strict=False):
+            found |= {group.id: _nearest(group.widths, shares) for group in members}
+        for bits, group in zip(points[:, self._bits].T, self.branches, strict=True):
+            found[group.id] = np.where(bits < 0.5, 0, found[group.id])
+        for values, choice in zip(points[:, self._bits.stop :].T, self.apart, strict=True):
+            places = np.minimum((values * len(choice.widths)).astype(int), len(choice.widths) - 1)
+            found[choice.id] = np.asarray(choice.widths)[places]
+        names = [choice.id for choice in self.choices]
+        rows = zip(*(found[name].tolist() for name in names), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def point(self, widths: Mapping[str, int]) -> list[float]:
         """A point that is decoded to a network, as far as shared genes can tell its groups apart."""
@@ -96,9 +104,12 @@ def tied(groups: Sequence[Choice]) -> list[list[Choice]]:
     return [list(stage) for _, stage in groupby(groups, key=lambda group: group.widths[-1])]
 
 
-def _nearest(widths: Sequence[int], share: float) -> int:
-    wanted = widths[0] + share * (widths[-1] - widths[0])
-    return min(widths, key=lambda width: abs(width - wanted))
+def _nearest(widths: Sequence[int], shares: Floats) -> NDArray[np.int64]:
+    """For every share (n,) of the way from the least width to the full one the nearest width."""
+    every = np.asarray(widths, dtype=np.int64)
+    wanted = every[0] + shares * (every[-1] - every[0])
+    found: NDArray[np.int64] = every[np.abs(every[None] - wanted[:, None]).argmin(axis=1)]
+    return found
 
 
 def _place(widths: Sequence[int], width: int) -> float:

@@ -20,6 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_FITTED = 120
+"""Samples that the constants are found from at most, spread over all; the process then stands on all samples. Their
+likelihood takes the third power of the count: with 240 samples it took a quarter of a search's time.
+"""
+
 FLOOR = 0.1
 """Added to a loss before its logarithm is taken, as a share of the median loss."""
 
@@ -66,6 +71,11 @@ def fit(x: Floats, scores: Floats) -> Surrogate:
     return min([plain, *each], key=lambda found: found.error)
 
 
+def refit(found: Surrogate, x: Floats, scores: Floats) -> Surrogate:
+    """The surrogate of other samples with constants that were found before: as `fit`, in a hundredth of its time."""
+    return _on(found.process.kernel_, x, by_loss(scores), many_scales=found.many_scales)
+
+
 def by_loss(scores: Floats) -> Floats:
     """Scores on the scale that the process sees; minus infinity counts as the worst finite one."""
     finite = scores[np.isfinite(scores)]
@@ -82,14 +92,26 @@ def _fitted(x: Floats, y: Floats, scales: Floats) -> Surrogate:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
+    few = (
+        np.unique(np.linspace(0, len(y) - 1, MOST_FITTED).round().astype(int)) if len(y) > MOST_FITTED else slice(None)
+    )
+
     start = float(scales[0]) if len(scales) == 1 else scales
     kernel = ConstantKernel(1.0, (1e-2, 1e3)) * RBF(start, (3e-2, 1e2)) + WhiteKernel(1e-2, (1e-6, 1e1))
     process = GaussianProcessRegressor(kernel, random_state=0)
     with warnings.catch_warnings():
         # a constant at its bound is an answer here: a gene that changes nothing has an endless length scale
         warnings.simplefilter("ignore", ConvergenceWarning)
-        process.fit(x, y)
-    return Surrogate(process, y, _left_out(process, x, y), len(scales) > 1)
+        process.fit(x[few], y[few])
+    return _on(process.kernel_, x, y, many_scales=len(scales) > 1)
+
+
+def _on(kernel: Any, x: Floats, y: Floats, *, many_scales: bool) -> Surrogate:
+    """The process of a kernel whose constants stay."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+    process = GaussianProcessRegressor(kernel, optimizer=None).fit(x, y)
+    return Surrogate(process, y, _left_out(process, x, y), many_scales)
 
 
 def _left_out(process: Any, x: Floats, y: Floats) -> Floats:
