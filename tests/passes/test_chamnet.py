@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from onnx_netadapt.ir.errors import InputError
-from onnx_netadapt.passes.search import Choice, chamnet, load_search
+from onnx_netadapt.passes.search import Choice, chamnet, load_search, surrogate
 from onnx_netadapt.passes.search.chamnet import Samples
 from onnx_netadapt.passes.search.common import ListJournal, over
 from onnx_netadapt.passes.search.genes import MOST_GENES, Genes, tied
 from onnx_netadapt.passes.search.genetic import evolve
-from onnx_netadapt.passes.search.surrogate import by_loss, fit
+from onnx_netadapt.passes.search.surrogate import by_loss, fit, refit
 from onnx_netadapt.predictor import PredictorFile
 
 GROUPS = tuple(Choice(name, tuple(range(2, 21, 2))) for name in "abcde")
@@ -121,6 +121,32 @@ def test_left_out_predictions_are_those_of_a_process_without_the_sample():
         process = GaussianProcessRegressor(found.process.kernel_, optimizer=None).fit(x[rest], found.known[rest])
         assert process.predict(x[[place]])[0] == pytest.approx(found.loo[place], abs=1e-6)
     assert found.kendall > 0.75
+
+
+def test_constants_found_before_serve_other_samples():
+    rng = np.random.default_rng(0)
+    x = rng.random((200, 3))
+    scores = np.sin(3 * x[:, 0]) + x[:, 1] ** 2
+    found = fit(x[:40], scores[:40])
+    more = refit(found, x, scores)
+    assert more.process.kernel_ == found.process.kernel_
+    assert len(more.loo) == 200
+    assert more.kendall > found.kendall
+    same = refit(found, x[:40], scores[:40])
+    assert np.allclose(same(x)[0], found(x)[0])
+    assert np.allclose(same.loo, found.loo)
+
+
+def test_a_part_of_many_samples_gives_the_constants_and_all_of_them_the_predictions(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.random((100, 2))
+    scores = np.sin(3 * x[:, 0]) + x[:, 1] ** 2
+    whole = fit(x, scores)
+    monkeypatch.setattr(surrogate, "MOST_FITTED", 40)
+    found = fit(x, scores)
+    assert found.process.kernel_ != whole.process.kernel_
+    assert len(found.loo) == 100
+    assert found.kendall > 0.95 * whole.kendall
 
 
 def test_genes_that_change_nothing_get_a_length_scale_of_their_own():

@@ -98,14 +98,16 @@ def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> N
 
 
 def test_a_comparison_goes_on_while_it_is_unsure_and_tells_its_error() -> None:
-    def compared(noise: float) -> tuple[Comparison, int]:
+    def compared(noise: float, rounds: int = 3, ms: float = 1) -> tuple[Comparison, int]:
         machine, rng = FakeMachine(), np.random.default_rng(4)
-        runs = [machine.model(name, lambda: 1e6 * rng.lognormal(0, noise)) for name in "ab"]
-        found = measure_against(*runs, Target(), min_runs=40, min_seconds=0, clocks=machine.clocks)
+        runs = [machine.model(name, lambda: ms * 1e6 * rng.lognormal(0, noise)) for name in "ab"]
+        found = measure_against(*runs, Target(), min_runs=40, min_seconds=0, rounds=rounds, clocks=machine.clocks)
         return found, len(machine.calls)
 
     (quiet, few), (noisy, many) = compared(0.002), compared(0.5)
     assert many == pytest.approx(3 * few, abs=20)
+    assert compared(0.5, rounds=6)[1] == pytest.approx(6 * few, abs=40)
+    assert compared(0.5, rounds=6, ms=30)[1] == pytest.approx(3 * few, abs=20)  # slow models have fewer rounds
     assert quiet.error < 0.01
     assert not quiet.noisy
     assert noisy.noisy
