@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from onnx_netadapt.passes.search import Choice, Step
-from onnx_netadapt.passes.search.polish import SPENT, TRIES, polish
+from onnx_netadapt.passes.search.polish import SCORED, SPENT, TRIES, polish
 
 GROUPS = (Choice("a", (16, 32, 48, 64)), Choice("b", (10, 20, 30, 40)))
 CURVES = {"a": np.linspace(1.0, 0.0, 65), "b": np.linspace(1.0, 0.0, 41)}
@@ -40,6 +40,28 @@ def test_a_group_is_widened_as_far_as_the_budget_lets_it():
     assert [dict(step.widths) for step in steps] == [{"a": 16, "b": 40}]
     assert steps[0].number == 4
     assert steps[0].measured == {"latency": 56.0}
+
+
+def test_of_many_groups_those_that_lower_the_error_most_are_widened_and_scored():
+    groups = [Choice(f"g{number}", (10, 20)) for number in range(3 * SCORED)]
+    curves = {group.id: np.linspace(1.0 + number, 0.0, 21) for number, group in enumerate(groups)}
+    asked = []
+
+    def count(widths: Mapping[str, int]) -> float:
+        asked.append({name for name, width in widths.items() if width == 20})
+        return float(sum(widths.values()))
+
+    cost = Priced()
+    narrow = {group.id: 10 for group in groups}
+    start = Step(0, {}, (), narrow, cost(narrow), cost.measure(narrow), 0.0)
+    budget = {"latency": sum(narrow.values()) + 10.0}
+    (step,) = polish(groups, cost, count, budget, start, curves)
+    assert len(asked) == SCORED
+    assert set().union(*asked) == {group.id for group in groups[-SCORED:]}
+    assert step.measured == budget
+    asked.clear()
+    polish(groups, cost, count, budget, start)
+    assert len(asked) == len(groups)  # without curves nobody can tell
 
 
 def test_widths_are_exchanged_when_no_group_can_be_widened_alone():
