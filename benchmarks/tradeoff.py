@@ -439,7 +439,8 @@ def main() -> None:
         given.networks, given.budgets, given.seeds, given.steps = "resnet20", "0.5", "0", 8
         given.resource, given.short = "macs", 1
         given.out = given.work / "tradeoff.md"
-    given.work.mkdir(parents=True, exist_ok=True)
+    for folder in (given.work, given.out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     store = given.work / "rows.jsonl"
     rows = read_rows(store)
     for network in given.networks.split(","):
