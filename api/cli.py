@@ -77,7 +77,7 @@ def adapt_command(
     session_option: SessionOption = [],
     search: Annotated[str, typer.Option("--search", help="netadapt, mcd, chamnet or multiplier")] = "netadapt",
     finetune: Annotated[
-        str | None, typer.Option("--finetune", help="none, or steps=500,seconds=300,lr=1e-3,... [400 steps or 110 s]")
+        str | None, typer.Option("--finetune", help="none, or steps=500,seconds=300,lr=1e-3,... [400 steps or 80 s]")
     ] = None,
     loss: LossOption = None,
     train: TrainOption = None,

@@ -7,6 +7,7 @@ from onnx_netadapt.energy import EnergyModel
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search.common import key_of
 from onnx_netadapt.profiler import (
+    Comparison,
     Feeds,
     Latency,
     LatencyModel,
@@ -104,11 +105,12 @@ class NetworkCost:
         return self._known[key]
 
     def _measured_ms(self, model: onnx.ModelProto) -> float:
-        run = runner(model, self.target, self.feeds)
-        found = measure_against(
-            self._original, run, self.target, min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=STEP_SURE
-        )
+        found = self._against_original(model, STEP_SECONDS, STEP_ROUNDS, STEP_SURE)
         return found.ratio * self.start.median_ms
+
+    def _against_original(self, model: onnx.ModelProto, seconds: float, rounds: int, sure: float) -> Comparison:
+        run = runner(model, self.target, self.feeds)
+        return measure_against(self._original, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure)
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> tuple[Latency, Latency]:
         """The latencies of the original and of a model, measured in alternation and at length."""
@@ -123,10 +125,7 @@ class NetworkCost:
         """
         model, found = self.narrowing.build(widths), {}
         if "latency" in self.resources:
-            run = runner(model, self.target, self.feeds)
-            told = measure_against(
-                self._original, run, self.target, min_seconds=LENGTH_SECONDS, rounds=LENGTH_ROUNDS, sure=LENGTH_SURE
-            )
+            told = self._against_original(model, LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE)
             found["latency"] = told.ratio * self.start.median_ms if relative else told.latency.median_ms
         if self.energy is not None:
             found["energy"] = self.energy.of(model).median_mj

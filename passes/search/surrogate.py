@@ -92,10 +92,7 @@ def _fitted(x: Floats, y: Floats, scales: Floats) -> Surrogate:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-    few = (
-        np.unique(np.linspace(0, len(y) - 1, MOST_FITTED).round().astype(int)) if len(y) > MOST_FITTED else slice(None)
-    )
-
+    few = np.unique(np.linspace(0, len(y) - 1, min(len(y), MOST_FITTED)).astype(int))
     start = float(scales[0]) if len(scales) == 1 else scales
     kernel = ConstantKernel(1.0, (1e-2, 1e3)) * RBF(start, (3e-2, 1e2)) + WhiteKernel(1e-2, (1e-6, 1e1))
     process = GaussianProcessRegressor(kernel, random_state=0)
