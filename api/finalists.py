@@ -62,7 +62,7 @@ DOUBT = 0.1
 
 FEWEST = 3
 
-ALL_MACS = 1e9
+ALL_MACS = 5e8
 """Multiply-accumulates of one example over all finalists: of large networks there are fewer, down to FEWEST."""
 
 
