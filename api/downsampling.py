@@ -20,7 +20,8 @@ is a gene, searched with the others (`--search chamnet --resolution`), at many t
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import onnx
@@ -36,6 +37,7 @@ from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.search.common import Widths
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sizes import Sizes
+from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.profiler import Entry, Lut, measure_against, probe, runner
 from onnx_netadapt.resolution import AUTO, InputSize, images_of, parse_downsample, sizes_inside, tried
 from onnx_netadapt.run import Run, one_blas_thread
@@ -239,13 +241,18 @@ class _Judge:
             return self.bound, self.sized
         ready = ordered(self.sized.run)
         networks = tuple(self._at_budget(ready[0]))
-        scores = [self._score(*ready, widths) for widths in networks]
+        scores = self._scores(*ready, networks)
         return max(scores, default=float("-inf")), replace(self.sized, ready=ready, networks=networks)
 
-    def _score(self, narrowing: Narrowing, statistics: Statistics, widths: Mapping[str, int]) -> float:
+    def _scores(self, narrowing: Narrowing, statistics: Statistics, networks: Sequence[Widths]) -> list[float]:
         batches = first_batches(self.sized.run, self._count)
-        with self.sized.run.timed("downsampling"), one_blas_thread():
-            return self.evaluator.score(refitted(narrowing, statistics, widths, batches, self._rescaler))
+        with (
+            self.sized.run.timed("downsampling"),
+            one_blas_thread(),
+            closing(Targets(narrowing.graph, statistics.consumers.all, batches)) as targets,
+        ):
+            models = (refitted(narrowing, statistics, widths, targets, self._rescaler) for widths in networks)
+            return [self.evaluator.score(model) for model in models]
 
     def _at_budget(self, narrowing: Narrowing) -> Iterator[Widths]:
         """Networks of the error curves that cost about the budget, one for each kind of curve."""

@@ -14,6 +14,7 @@
 
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 
@@ -32,6 +33,7 @@ from onnx_netadapt.passes.search.common import Widths, full_widths, key_of, over
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.search.multiplier import uniform
 from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.searching import AIM, SURE, Searcher, lowered
@@ -79,10 +81,14 @@ def settle(
     rivals = [*known, *(_rivals(narrowing, statistics, searcher, result, known) if _wants_rivals(run) else ())]
     if not rivals:
         return result
-    judge = _Judge(at, batches_for(narrowing, next(run.batches())))
     scored: list[tuple[float, Mapping[str, int]]] = []
     networks = [dict(result.widths), *rivals]
-    with run.progress.phase("refitting finalists") as report, run.timed("finalists"), one_blas_thread():
+    with (
+        run.progress.phase("refitting finalists") as report,
+        run.timed("finalists"),
+        one_blas_thread(),
+        closing(_Judge(at, batches_for(narrowing, next(run.batches())))) as judge,
+    ):
         for widths in networks:
             scored.append((judge(widths), widths))
             report(len(scored), len(networks), f"best {max(score for score, _ in scored):.4f}")
@@ -108,19 +114,27 @@ class _Judge:
 
     def __init__(self, at: At, count: int) -> None:
         self._at, self._count = at, count
-        self._rescalers: dict[int | None, Rescaler | None] = {}
+        self._made: dict[int | None, tuple[Targets, Rescaler | None]] = {}
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """The score on the selection set."""
         stage = self._at(widths)
         assert stage.statistics is not None  # whoever has finalists refits them
         key = resolution_of(stage)
-        if key not in self._rescalers:
+        if key not in self._made:
             rescaled = is_classifier(stage.run.outputs)
-            self._rescalers[key] = rescaler_of(stage.narrowing, stage.run, self._count) if rescaled else None
-        batches = first_batches(stage.run, self._count)
-        model = refitted(stage.narrowing, stage.statistics, groups_of(widths), batches, self._rescalers[key])
+            batches, consumers = first_batches(stage.run, self._count), stage.statistics.consumers.all
+            self._made[key] = (
+                Targets(stage.narrowing.graph, consumers, batches),
+                rescaler_of(stage.narrowing, stage.run, self._count) if rescaled else None,
+            )
+        model = refitted(stage.narrowing, stage.statistics, groups_of(widths), *self._made[key])
         return stage.evaluator.score(model)
+
+    def close(self) -> None:
+        """Deletes what is on the disk."""
+        for targets, _ in self._made.values():
+            targets.close()
 
 
 def rescaler_of(narrowing: Narrowing, run: Run, count: int) -> Rescaler:
@@ -135,7 +149,11 @@ def first_batches(run: Run, count: int) -> Batches:
 
 
 def refitted(
-    narrowing: Narrowing, statistics: Statistics, widths: Mapping[str, int], batches: Batches, rescaler: Rescaler | None
+    narrowing: Narrowing,
+    statistics: Statistics,
+    widths: Mapping[str, int],
+    batches: Batches | Targets,
+    rescaler: Rescaler | None,
 ) -> onnx.ModelProto:
     """The network at these widths refitted front to back, with its logits rescaled where there is a rescaler."""
     coupling, kept = narrowing.coupling, narrowing.kept(widths)

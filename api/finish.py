@@ -1,6 +1,7 @@
 """The end of a run: the best weights for the widths that won, and their score on data that chose nothing."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
 from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
@@ -89,7 +91,9 @@ def _refitted(
     start = sliced
     if kept:
         candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
-        weights = refit_sequential(coupling, kept, sliced, run.batches, statistics, progress=report)
+        examples = len(run.calibration)
+        with closing(Targets(coupling.graph, statistics.consumers.all, run.batches, examples=examples)) as targets:
+            weights = refit_sequential(coupling, kept, sliced, targets, statistics, progress=report)
         start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
     if not is_classifier(run.outputs):
         return _Recovered(candidates, start, lambda model: model)

@@ -13,7 +13,7 @@ those more than REACH away, and of layers of more than MOST_COLUMNS, the mean al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..ir.ops.maps import Floats, spatial_sizes
 from .branches import absorbed
 from .consumers import Consumer
 from .coupling import Branch, Coupling
+from .moments import Sums
 from .rows import Batches, Runner, columns_of, outputs_of, pieces, positions, sample
 
 EXAMPLES = 320
@@ -126,7 +127,8 @@ def _pairs(coupling: Coupling, consumers: Sequence[Consumer]) -> list[_Pair]:
                 columns = item.channels * item.taps
                 bytes_held += 2 * 8 * columns**2
                 if columns <= MOST_COLUMNS and bytes_held <= SUMS_BYTES and item.map.out_axis == branch.axis:
-                    found[index, branch.id] = _Pair(item, branch, near=reach == 1)
+                    channels = graph.shapes[branch.output][branch.axis]
+                    found[index, branch.id] = _Pair.of(item, branch, channels, near=reach == 1)
     return list(found.values())
 
 
@@ -142,63 +144,44 @@ def _stream_behind(graph: Graph, branch: Branch) -> list[str]:
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Sums over rows u (rows, K) and f (rows, C)."""
-
-    count: int = 0
-    u: Any = 0.0
-    f: Any = 0.0
-    uu: Any = 0.0
-    fu: Any = 0.0
-    ff: float = 0.0
-
-    def add(self, u: Floats, f: Floats) -> None:
-        """Takes rows."""
-        self.count += len(u)
-        self.u, self.f = self.u + u.sum(axis=0), self.f + f.sum(axis=0)
-        self.uu, self.fu = self.uu + u.T @ u, self.fu + f.T @ u
-        self.ff += float(np.vdot(f, f))
-
-    def centred(self) -> tuple[Floats, Floats, float]:
-        """The covariances of u, and of f with u, and the variance of f."""
-        n = self.count
-        u, f = self.u / n, self.f / n
-        return self.uu / n - np.outer(u, u), self.fu / n - np.outer(f, u), self.ff / n - float(f @ f)
-
-
-@dataclass(slots=True)
 class _Pair:
     """A layer and a branch that it may take over; `near` when nothing else lies between."""
 
     item: Consumer
     branch: Branch
     near: bool
-    fitted: _Sums = field(default_factory=_Sums)
-    held: _Sums = field(default_factory=_Sums)
+    fitted: Sums
+    held: Sums
+
+    @classmethod
+    def of(cls, item: Consumer, branch: Branch, outputs: int, *, near: bool) -> _Pair:
+        """A pair without rows, of a branch with so many channels."""
+        fitted, held = (Sums.empty(1, outputs, item.channels * item.taps) for _ in range(2))
+        return cls(item, branch, near, fitted, held)
 
     def add(self, values: Mapping[str, Any], rng: np.random.Generator) -> None:
         """Takes sampled rows of a piece."""
         tensor, window = values[self.item.data], self.item.window
         places = sample(positions(window, tensor.shape), self.item.channels * self.item.taps, rng)
-        u = columns_of(tensor, window, places)[0]
-        f = outputs_of(_given(values, self.branch), self.branch.axis, 1, places)[0]
-        split = len(u) - len(u) // HELD_OUT
-        self.fitted.add(u[:split], f[:split])
-        self.held.add(u[split:], f[split:])
+        u = columns_of(tensor, window, places)
+        f = outputs_of(_given(values, self.branch), self.branch.axis, 1, places)
+        split = u.shape[1] - u.shape[1] // HELD_OUT
+        self.fitted.add(u[:, :split], f[:, :split])
+        self.held.add(u[:, split:], f[:, split:])
 
     def takeover(self) -> Takeover:
         """The regression of the module's docstring."""
-        uu, fu, _ = self.fitted.centred()
+        (uu,), (fu,), _ = self.fitted.centred()
         damped = uu + np.eye(len(uu)) * (RIDGE * float(np.trace(uu)) / len(uu) or 1.0)
         matrix = np.linalg.solve(damped, fu.T).T
-        return Takeover(matrix, (self.fitted.f - matrix @ self.fitted.u) / self.fitted.count)
+        return Takeover(matrix, self.fitted.goal()[0] - matrix @ self.fitted.inputs.mean()[0])
 
     def left(self, found: Takeover) -> float:
         """The share of the branch's variance that it leaves on examples held out."""
-        if not self.held.count:
+        if not self.held.inputs.count:
             return 1.0
-        uu, fu, ff = self.held.centred()
-        d = found.matrix
+        (uu,), (fu,), squares = self.held.centred()
+        d, ff = found.matrix, float(squares.sum())
         rest = ff - 2 * float(np.vdot(d, fu)) + float(np.vdot(d @ uu, d))
         return float(np.clip(rest / ff, 0.0, 1.0)) if ff > 0 else 1.0
 
@@ -215,7 +198,7 @@ class _Spread:
     def add(self, tensor: Floats, rng: np.random.Generator) -> None:
         """Takes sampled positions of a piece."""
         places = sample(int(np.prod(spatial_sizes(tensor.shape, self.axis))), 10 * OUTPUT_POSITIONS, rng)
-        rows = outputs_of(tensor, self.axis, 1, places)[0]
+        rows = outputs_of(tensor, self.axis, 1, places)[0].astype(np.float64)
         self.count += len(rows)
         self.total, self.squares = self.total + rows.sum(axis=0), self.squares + (rows**2).sum(axis=0)
 

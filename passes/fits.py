@@ -22,8 +22,8 @@ from ..ir.ops.maps import Floats, Window, added_stream
 from .branches import Absorbed, absorbed, nodes_of
 from .consumers import Consumer, Mask
 from .coupling import Branch, Coupling, Kept
+from .moments import Sums
 from .recover import Slots, slots_of
-from .regression import Sums
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Gram matrices: what one pass of the original model over the calibration examples leaves behind.
 
-1. For every consumer the sums of x and of x x' over its input columns x, in float64: their size depends on the model
-   alone, not on the number of examples.
+1. For every consumer the sums of x and of x x' over its input columns x: their size depends on the model alone, not on
+   the number of examples.
 2. For a consumer whose output is added to a stream, the part that it has in the variance of the sum, from the first
    examples: an error that is large beside the branch may be small beside the stream, or the other way round.
 """
@@ -20,43 +20,11 @@ from ..ir.ops.maps import Floats
 from .branch_moments import BranchMoments, branch_moments
 from .consumers import Consumer, Consumers, Key, consumers_of, summed_branch
 from .coupling import Coupling
-from .rows import MEMORY_BYTES, Batches, Progress, Runner, columns_of, pieces, positions, sample
+from .moments import Moments
+from .rows import MEMORY_BYTES, Batches, Progress, Runner, ahead, columns_of, pieces, positions, sample
 
 SPREAD_EXAMPLES = 64
 """Examples from which the variances of sums are taken."""
-
-
-@dataclass(slots=True)
-class Moments:
-    """Sums over rows: `count` rows, `total` (groups, K), `gram` (groups, K, K)."""
-
-    count: int
-    total: Floats
-    gram: Floats
-
-    @classmethod
-    def empty(cls, groups: int, columns: int) -> Moments:
-        """Sums over no rows."""
-        return cls(0, np.zeros((groups, columns)), np.zeros((groups, columns, columns)))
-
-    def add(self, rows: Floats) -> None:
-        """Adds rows (groups, rows, K)."""
-        self.count += rows.shape[1]
-        self.total += rows.sum(axis=1)
-        for block, own in zip(self.gram, rows, strict=True):
-            block += own.T @ own
-
-    def mean(self) -> Floats:
-        """E[x], (groups, K)."""
-        return self.total / max(self.count, 1)
-
-    def second(self, *, centred: bool) -> Floats:
-        """E[x x'], or the covariance; (groups, K, K)."""
-        found = self.gram / max(self.count, 1)
-        if centred:
-            mean = self.mean()
-            found -= mean[:, :, None] * mean[:, None, :]
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +45,41 @@ class Statistics:
     cache: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
 
 
-def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None = None, seed: int = 0) -> Statistics:
+def collect(
+    coupling: Coupling,
+    batches: Batches,
+    *,
+    examples: int | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Statistics:
     """The statistics of one pass of the original model over the batches (feeds by input name).
 
+    `examples`, where it is known, is how many these have: of many examples fewer rows each are read (`rows`).
     Raises TargetError when ONNX Runtime cannot run the model.
     """
     graph = coupling.graph
     consumers = consumers_of(coupling)
     wanted = {item.key: item for items in consumers.by_group.values() for item in items}
     moments = {key: Moments.empty(item.window.groups, _columns(item)) for key, item in wanted.items()}
-    examples = 0
+    seen = 0
     for chunk in _chunks(graph, list(wanted)):
         runner = Runner(graph.model, tuple(dict.fromkeys(name for name, _ in chunk)))
         rng = np.random.default_rng(seed)
-        examples = 0
-        for feeds in pieces(graph, batches, runner.taps):
-            values = runner(feeds)
+        seen = 0
+        runs = ((feeds, runner(feeds)) for feeds in pieces(graph, batches, runner.taps))
+        for feeds, values in ahead(runs):
             for key in chunk:
                 tensor = values[key[0]]
-                places = sample(positions(key[1], tensor.shape), _columns(wanted[key]), rng)
+                places = sample(positions(key[1], tensor.shape), _columns(wanted[key]), rng, examples)
                 moments[key].add(columns_of(tensor, key[1], places))
-            examples += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+            seen += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
             if progress is not None:
-                progress(examples, 0, "reading activations")
+                progress(seen, examples or 0, "reading activations")
     notes = [note for key in wanted if (note := _poor(wanted[key], moments[key]))]
     parts = _parts_of_sums(graph, consumers, batches)
     branches = branch_moments(coupling, consumers.all, batches, seed)
-    return Statistics(consumers, moments, examples, (*consumers.notes, *notes), parts, branches)
+    return Statistics(consumers, moments, seen, (*consumers.notes, *notes), parts, branches)
 
 
 def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict[int, float]:

@@ -28,7 +28,8 @@ from .atoms import Ids
 from .branch_moments import BranchMoments
 from .consumers import Consumer, unit_layers
 from .coupling import Coupling, Group
-from .gram import Moments, Statistics, usable
+from .gram import Statistics, usable
+from .moments import Moments
 
 RIDGE = 1e-3
 """Share of the mean diagonal that is added to it; results were flat from 1e-5 to 1e-2 (RECOVERY.md, A)."""

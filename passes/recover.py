@@ -24,8 +24,9 @@ from .branch_moments import Takeover, can_take_over
 from .branches import absorbed, touched
 from .consumers import Consumer, Mask
 from .coupling import Branch, Coupling, Kept
-from .gram import Moments, Statistics, usable
+from .gram import Statistics, usable
 from .importance import damping, ridge_for
+from .moments import Moments
 
 CACHED = 512
 Weights = dict[str, Floats]

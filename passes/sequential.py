@@ -1,10 +1,9 @@
 """The final refit, front to back: inputs from the pruned network as it has become, targets from the original.
 
 1. What is fitted to what, and in which order, is worked out first (`fits`).
-2. One pass of the original puts the sampled rows of all targets aside on disk. Then each level runs from the border
-   that the last one put aside, so that every part of the pruned network runs once; a border that would need too much
-   of DISK_BYTES is not put aside, and the next level runs from an earlier one. Disk use is bounded: examples beyond
-   what the targets' half of it holds are not read.
+2. One pass of the original puts the sampled rows of all targets aside on disk (`targets`). Then each level runs from
+   the border that the last one put aside, so that every part of the pruned network runs once; a border that would need
+   more than DISK_BYTES is not put aside, and the next level runs from an earlier one.
 3. The ridge is chosen on examples held out of the fit, and a fit that does worse there than the weights it started
    from is not taken; nor is one with fewer than ROWS_PER_COLUMN rows for each column.
 4. Least squares with inputs that are not what they were shrinks its outputs, and through many layers the signal dies
@@ -15,26 +14,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ..ir.graph import Graph
-from ..ir.ops.maps import Floats, spatial_sizes
+from ..ir.ops.maps import Floats
 from .consumers import consumers_of
 from .coupling import Coupling, Kept
 from .fits import Fit, Network, plan_fits
 from .gram import Statistics
 from .importance import RIDGE
+from .moments import Sums
 from .recover import Weights, apply_weights, constants_of, refit_symmetric, write_weights
-from .regression import Model, Sums, least_squares, spread
-from .rows import Batches, Feeds, Progress, Runner, columns_of, outputs_of, pieces, positions, sample
+from .regression import Model, least_squares, spread
+from .rows import Batches, Feeds, Progress, Runner, ahead, columns_of, outputs_of, positions
 from .spill import Spill
+from .targets import Target, Targets
 
-DISK_BYTES = 8_000_000_000
+DISK_BYTES = 2_000_000_000
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 ROWS_PER_COLUMN = 3
 SPREAD = 0.75
@@ -45,80 +44,67 @@ def refit_sequential(
     coupling: Coupling,
     kept: Kept,
     pruned_model: onnx.ModelProto,
-    batches: Batches,
+    batches: Batches | Targets,
     statistics: Statistics | None = None,
     *,
     progress: Progress | None = None,
-    seed: int = 0,
 ) -> Weights:
     """New values, by tensor name, for the weights and biases of the pruned model; `apply_weights` writes them.
 
-    `kept` is what made `pruned_model`; `batches` must give the same examples each time it is called. With `statistics`
-    the fits are drawn to the symmetric refit instead of the weights in the model. Raises TargetError when ONNX Runtime
-    cannot run one of the models.
+    `kept` is what made `pruned_model`; `batches` must give the same examples each time it is called, `Targets` have
+    them and keep what was read of the original for further refits. With `statistics` the fits are drawn to the
+    symmetric refit instead of the weights in the model. Raises TargetError when ONNX Runtime cannot run one of the
+    models.
     """
     start = {} if statistics is None else refit_symmetric(coupling, statistics, kept)
     consumers = (consumers_of(coupling) if statistics is None else statistics.consumers).all
     fits, network = plan_fits(coupling, kept, consumers)
     if not fits:
         return start
-    run = _Run(coupling.graph, fits, network, apply_weights(pruned_model, start), batches, seed)
+    targets = batches if isinstance(batches, Targets) else Targets(coupling.graph, consumers, batches)
+    run = _Run(coupling.graph, fits, network, apply_weights(pruned_model, start), targets)
     try:
-        run.read_targets()
+        targets.read([target_of(fit) for fit in fits])
         for level in range(1, max(network.levels) + 1):
             start |= run.fit_level(level)
             if progress is not None:
                 progress(level, max(network.levels), "refitting")
     finally:
         run.close()
+        if targets is not batches:
+            targets.close()
     return start
+
+
+def target_of(fit: Fit) -> Target:
+    """The rows of the original that a fit aims at."""
+    return Target(fit.item.node.index, fit.target, fit.target_axis, fit.item.window.groups, fit.columns)
 
 
 class _Run:
     """The state of one refit: the model so far, the targets, and the tensors at the border that was put aside last."""
 
     def __init__(
-        self, graph: Graph, fits: list[Fit], network: Network, model: onnx.ModelProto, batches: Batches, seed: int
+        self, graph: Graph, fits: list[Fit], network: Network, model: onnx.ModelProto, targets: Targets
     ) -> None:
-        self.graph, self.fits, self.network, self.model = graph, fits, network, model
-        self.batches, self.seed = batches, seed
-        self.taps = tuple(dict.fromkeys(fit.target for fit in fits))
-        self.targets = Spill()
+        self.graph, self.fits, self.network, self.model, self.targets = graph, fits, network, model, targets
         self.aside: Spill | None = None
         self.border: dict[str, int] = {}  # the tensors put aside, with their element types
-        self.count = self.examples = 0  # pieces and examples that have targets
 
     def close(self) -> None:
         """Deletes what is on the disk."""
-        self.targets.close()
         if self.aside is not None:
             self.aside.close()
-
-    def read_targets(self) -> None:
-        """The first half of rule 2."""
-        runner = Runner(self.graph.model, self.taps)
-        for feeds in pieces(self.graph, self.batches, self.taps):
-            values = runner(feeds)
-            for fit in self.fits:
-                tensor, axis = values[fit.target], fit.target_axis
-                places = self._places(fit, int(np.prod(spatial_sizes(tensor.shape, axis))), self.count)
-                rows = outputs_of(tensor, axis, fit.item.window.groups, places)
-                self.targets.put((fit.number, self.count), _kept_rows(fit, rows).astype(np.float32))
-            self.count += 1
-            self.examples += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
-            if self.targets.size > DISK_BYTES / 2:
-                break
 
     def fit_level(self, level: int) -> Weights:
         """The second half of rule 2: the new weights of a level, which are in the model from now on."""
         now = [fit for fit in self.fits if fit.level == level]
         border = self.network.border(level, [name for fit in self.fits if fit.level > level for name in fit.taps])
-        room = _bytes(self.graph, border) * self.examples < DISK_BYTES / 4
+        room = _bytes(self.graph, border) * self.targets.examples < DISK_BYTES
         fresh = Spill() if border and room else None
         taps = [*(name for fit in now for name in fit.taps), *(border if fresh is not None else ())]
         runner = Runner(self.model, tuple(dict.fromkeys(taps)), self.border)
-        for piece, feeds in enumerate(self._source()):
-            values = runner(feeds)
+        for piece, values in enumerate(ahead(map(runner, self._source()))):
             for fit in now:
                 self._gather(fit, values, piece)
             if fresh is not None:
@@ -138,18 +124,15 @@ class _Run:
         """What the current part of the network starts from, piece by piece."""
         aside, names = self.aside, list(self.border)
         if aside is None:
-            return islice(pieces(self.graph, self.batches, self.taps), self.count)
-        return ({name: aside.get((name, piece)) for name in names} for piece in range(self.count))
-
-    def _places(self, fit: Fit, count: int, piece: int) -> NDArray[np.int64]:
-        return sample(count, fit.columns, np.random.default_rng((self.seed, fit.number, piece)))
+            return self.targets.pieces()
+        return ({name: aside.get((name, piece)) for name in names} for piece in range(self.targets.count))
 
     def _gather(self, fit: Fit, values: Mapping[str, Floats], piece: int) -> None:
         """Adds the rows of a piece to the sums of a fit; a part of the examples is held out."""
-        tensor = values[fit.item.data]
-        places = self._places(fit, positions(fit.window, tensor.shape), piece)
+        tensor, target = values[fit.item.data], target_of(fit)
+        places = self.targets.places(target, positions(fit.window, tensor.shape), piece)
         x = columns_of(tensor, fit.window, places)
-        t = self.targets.get((fit.number, piece)).astype(np.float64)
+        t = _kept_rows(fit, self.targets.rows(target, piece))
         if fit.stream:
             t -= outputs_of(values[fit.stream], fit.target_axis, len(t), places)
         if fit.fitted is None or fit.held is None:

@@ -11,9 +11,10 @@ from onnx_netadapt.ir.cut import cut
 from onnx_netadapt.passes import rows
 from onnx_netadapt.passes.consumers import consumers_of
 from onnx_netadapt.passes.gram import collect
+from onnx_netadapt.passes.moments import Sums
 from onnx_netadapt.passes.prune import prune
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
-from onnx_netadapt.passes.regression import Model, Sums, least_squares, spread
+from onnx_netadapt.passes.regression import Model, least_squares, spread
 from onnx_netadapt.passes.rescale import rescale_logits
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.passes.spill import Spill
