@@ -1,11 +1,12 @@
 """What a network costs at given widths: estimates for the search, and measurements that decide."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import onnx
 from onnx_netadapt.energy import EnergyModel
 from onnx_netadapt.network import Narrowing
-from onnx_netadapt.passes.search.common import key_of
+from onnx_netadapt.passes.search.common import Key, key_of
 from onnx_netadapt.profiler import (
     Comparison,
     Feeds,
@@ -30,6 +31,9 @@ rounds reach one percent of error on a quiet machine, and measuring was most of 
 
 LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.4, 3, 0.005
 FINAL_SECONDS = 1.5
+
+COUNTED = 1 << 16
+"""Counts that are kept: the error curves of one search ask for those of the same networks many times."""
 
 
 class NetworkCost:
@@ -59,20 +63,25 @@ class NetworkCost:
         self._original = runner(self.original[0], target, self.original[1])
         self._overhead = narrowing.graph.model.ByteSize() - narrowing.sizes.weight_bytes(narrowing.full)
         self._liveness = Liveness.of(narrowing.graph.model)
-        self._known: dict[tuple[tuple[str, int], ...], dict[str, float]] = {}
+        self._known: dict[Key, dict[str, float]] = {}
+        self._counted = lru_cache(maxsize=COUNTED)(self._count)
 
     def __call__(self, widths: Mapping[str, int], /) -> Mapping[str, float]:
         """Estimated costs."""
         return {name: self._estimate(name, widths) for name in self.resources}
 
     def _estimate(self, resource: str, widths: Mapping[str, int]) -> float:
-        sizes = self.narrowing.sizes
         if resource == "latency":
             assert self.latency is not None
             return self.latency.estimate(widths)
         if resource == "energy":
             assert self.energy is not None
             return self.energy(widths)
+        return self._counted(resource, key_of(self.narrowing.full | dict(widths)))
+
+    def _count(self, resource: str, key: Key) -> float:
+        """What follows from the widths alone."""
+        sizes, widths = self.narrowing.sizes, dict(key)
         if resource == "macs":
             return float(sizes.macs(widths))
         if resource == "params":

@@ -17,7 +17,7 @@ from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.masks import MaskedModel, NotMasked, mask_places, with_masks
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
-from onnx_netadapt.passes.search.common import key_of
+from onnx_netadapt.passes.search.common import Key, key_of
 from onnx_netadapt.passes.sharing import Base, Part, shared
 
 MODELS_BYTES = 256_000_000
@@ -35,8 +35,6 @@ BLOCK = 16
 """Masked groups are cut to multiples of so many units: ONNX Runtime's fast convolutions come in such blocks (a ResNet20
 of odd widths with half the multiply-accumulates took 0.58 ms an image, the whole one 0.51).
 """
-
-Key = tuple[tuple[str, int], ...]
 
 
 class Candidates:

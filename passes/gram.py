@@ -45,41 +45,33 @@ class Statistics:
     cache: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
 
 
-def collect(
-    coupling: Coupling,
-    batches: Batches,
-    *,
-    examples: int | None = None,
-    progress: Progress | None = None,
-    seed: int = 0,
-) -> Statistics:
+def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None = None, seed: int = 0) -> Statistics:
     """The statistics of one pass of the original model over the batches (feeds by input name).
 
-    `examples`, where it is known, is how many these have: of many examples fewer rows each are read (`rows`).
     Raises TargetError when ONNX Runtime cannot run the model.
     """
     graph = coupling.graph
     consumers = consumers_of(coupling)
     wanted = {item.key: item for items in consumers.by_group.values() for item in items}
     moments = {key: Moments.empty(item.window.groups, _columns(item)) for key, item in wanted.items()}
-    seen = 0
+    examples = 0
     for chunk in _chunks(graph, list(wanted)):
         runner = Runner(graph.model, tuple(dict.fromkeys(name for name, _ in chunk)))
         rng = np.random.default_rng(seed)
-        seen = 0
+        examples = 0
         runs = ((feeds, runner(feeds)) for feeds in pieces(graph, batches, runner.taps))
         for feeds, values in ahead(runs):
             for key in chunk:
                 tensor = values[key[0]]
-                places = sample(positions(key[1], tensor.shape), _columns(wanted[key]), rng, examples)
+                places = sample(positions(key[1], tensor.shape), _columns(wanted[key]), rng)
                 moments[key].add(columns_of(tensor, key[1], places))
-            seen += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+            examples += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
             if progress is not None:
-                progress(seen, examples or 0, "reading activations")
+                progress(examples, 0, "reading activations")
     notes = [note for key in wanted if (note := _poor(wanted[key], moments[key]))]
     parts = _parts_of_sums(graph, consumers, batches)
     branches = branch_moments(coupling, consumers.all, batches, seed)
-    return Statistics(consumers, moments, seen, (*consumers.notes, *notes), parts, branches)
+    return Statistics(consumers, moments, examples, (*consumers.notes, *notes), parts, branches)
 
 
 def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict[int, float]:

@@ -130,7 +130,11 @@ def least_widths(groups: Sequence[Choice]) -> Widths:
     return {group.id: group.widths[0] for group in groups}
 
 
-def key_of(widths: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+Key = tuple[tuple[str, int], ...]
+"""Widths in a form that can be looked up."""
+
+
+def key_of(widths: Mapping[str, int]) -> Key:
     """Widths in a form that can be looked up."""
     return tuple(sorted(widths.items()))
 

@@ -12,6 +12,7 @@ from .common import (
     Choice,
     Cost,
     Journal,
+    Key,
     Score,
     SearchResult,
     Step,
@@ -63,7 +64,7 @@ def search(
 
 def uniform(groups: Sequence[Choice]) -> list[Widths]:
     """Uniform networks from the widest to the narrowest, each group at the nearest of its widths."""
-    ladder: dict[tuple[tuple[str, int], ...], Widths] = {}
+    ladder: dict[Key, Widths] = {}
     for share in np.linspace(1.0, 0.0, SHARES):
         widths = {group.id: min(group.widths, key=lambda w: abs(w - share * group.widths[-1])) for group in groups}
         ladder[tuple(widths.items())] = widths

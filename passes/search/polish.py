@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .common import Choice, Cost, Costs, Score, Step, Widths, key_of, over, scores_of
+from .common import Choice, Cost, Costs, Key, Score, Step, Widths, key_of, over, scores_of
 from .curves import Curves, summed_error
 
 SPENT = 0.99
@@ -79,7 +79,7 @@ class _Place:
     widths: Widths
     measured: Costs
     value: float
-    barred: set[tuple[tuple[str, int], ...]] = field(default_factory=set)
+    barred: set[Key] = field(default_factory=set)
 
     def spent(self) -> bool:
         """Whether any budget is used up."""
