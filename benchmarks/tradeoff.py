@@ -2,11 +2,11 @@
 
     python benchmarks/tradeoff.py --work DIR [--networks resnet20,...] [--budgets 0.7,0.5,0.35] [--seeds 0,1,2]
                                   [--methods ours,multiplier,...] [--steps 300] [--short 10] [--resource macs]
-                                  [--quick]
+                                  [--prepare] [--quick]
 
 Every row is one network, budget, method and seed. It is kept in DIR/rows.jsonl as soon as it is there, and not made
-again: a run that was stopped goes on where it was. DIR also keeps the MobileNetV1 that is trained here; choose one
-outside the repository.
+again: a run that was stopped goes on where it was, and several may work for one DIR. DIR also keeps the MobileNetV1
+that is trained here and the latency tables; choose one outside the repository. --prepare makes the files alone.
 
 1. All methods have the same calibration and selection examples (by the seed), the same fine-tuning (steps, batch, loss:
    distillation from the original, the best checkpoint on the selection set), the same report examples, and the same
@@ -15,8 +15,9 @@ outside the repository.
 2. `ours` and `multiplier` are the main job with --search netadapt and multiplier: both have our alignment of widths and
    our recovery in closed form. The others are in `rivals`; `onnxsim` and `tp` are used as their users run them, `tp8`
    and `tp16` round widths to multiples, `onnxsim+` has its own recovery.
-3. Seconds: pruning or search with recovery, then fine-tuning. Images: those that fine-tuning has seen, short-term
-   training of proposals included.
+3. Seconds: pruning or search with recovery, then fine-tuning. The latency table, which is filled once for a network and
+   target and kept (--lut), is told apart. Images: those that fine-tuning has seen, short-term training of proposals
+   included. Training uses CUDA where it is there (`device`).
 
 Needs the folders `models` and `data` of the shared files beside the checkout; says so and stops when they are absent.
 """
@@ -80,6 +81,8 @@ class Row:
     tune_seconds: float | None = None
     images: int = 0
     note: str = ""
+    table_seconds: float | None = None
+    device: str = "cpu"
 
     @property
     def key(self) -> tuple[str, float, str, int, int, str, int]:
@@ -127,6 +130,7 @@ def mobilenet_v1(work: Path, epochs: int, seed: int = 0) -> Path:
     from onnx_netadapt.models.architectures.mobilenet import mobilenet_v1 as build
 
     torch.manual_seed(seed)
+    place = "cuda" if torch.cuda.is_available() else "cpu"
     net = build(classes=10)
     strided = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.stride == (2, 2)]
     for layer in strided[:2]:
@@ -135,10 +139,10 @@ def mobilenet_v1(work: Path, epochs: int, seed: int = 0) -> Path:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     x = (torch.from_numpy(data["x_train"]).permute(0, 3, 1, 2).float() / 255 - mean) / std
     y = torch.from_numpy(data["y_train"].astype(np.int64))
-    _train(net, x, y, epochs, seed)
+    _train(net.to(place), x.to(place), y.to(place), epochs, seed)
     example = torch.zeros(2, 3, 32, 32)
     torch.onnx.export(
-        net.eval(), (example,), str(path), input_names=["input"], output_names=["logits"], opset_version=17,
+        net.to("cpu").eval(), (example,), str(path), input_names=["input"], output_names=["logits"], opset_version=17,
         dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, dynamo=False,
     )  # fmt: skip
     return path
@@ -159,7 +163,7 @@ def _train(net: Any, x: Any, y: Any, epochs: int, seed: int) -> None:
             images = images[:, :, top : top + 32, left : left + 32]
             images = images.flip(3) if torch.rand((), generator=rng) < 0.5 else images
             optimizer.zero_grad()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
                 logits = net(images)
             torch.nn.functional.cross_entropy(logits.float(), y[picked]).backward()
             optimizer.step()
@@ -171,6 +175,7 @@ class Bencher:
     """One network, budget and seed: what all methods share."""
 
     def __init__(self, case: Case, budget: float, seed: int, given: argparse.Namespace) -> None:
+        import torch
         from onnx_netadapt.options import Options
         from onnx_netadapt.pipeline import set_up
         from onnx_netadapt.progress import Progress
@@ -180,8 +185,9 @@ class Bencher:
         self.options = Options(
             budgets=(f"{self.resource}={budget}x",), data=case.data, report_data=case.report,
             preprocess=case.preprocess, seed=seed, finetune=f"steps={self.steps},batch={case.batch},patience=100",
-            step=0.25 if given.quick else None, downsample="never",
+            step=0.25 if given.quick else None, downsample="never", lut=given.work / f"{case.name}.lut",
         )  # fmt: skip
+        self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         self.bench = set_up(case.model, self.options, case.name, Progress(quiet=True), "")
         self.run = self.bench.run
         self.original = self.run.graph.model
@@ -232,6 +238,7 @@ class Bencher:
         """The result of a method."""
         began = time.monotonic()
         base = Row(self.case.name, self.budget, method, self.seed, self.steps, self.resource, self.short)
+        base = replace(base, device=self.device)
         try:
             if method in ("ours", "multiplier"):
                 return self._adapted(base)
@@ -249,10 +256,10 @@ class Bencher:
         search = "netadapt" if base.method == "ours" else "multiplier"
         found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
         seconds, tuned = found.report.seconds, found.report.finetune
-        spent = seconds.get("finetune", 0.0)
-        return self._told(
-            base, found.model, seconds["total"] - spent, spent, int(tuned.get("images", 0)), tuned.get("said", "")
-        )
+        spent, table = seconds.get("finetune", 0.0), seconds.get("table", 0.0)
+        rest, images = seconds["total"] - spent - table, int(tuned.get("images", 0))
+        base = replace(base, table_seconds=table)
+        return self._told(base, found.model, rest, spent, images, tuned.get("said", ""))
 
     def _pruned(self, method: str) -> tuple[onnx.ModelProto, int, str]:
         limit = self.budget
@@ -304,23 +311,29 @@ def table(rows: Sequence[Row]) -> str:
     """Mean and spread over the seeds, a line for each network, budget and method."""
     lines = [
         "| network | budget | method | score (original) | kept | latency | MACs "
-        "| pruning, s | fine-tuning, s | images | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| pruning, s | fine-tuning, s | table, s | images | seeds | trained on |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for network, budget, method, own in grouped(rows):
         done = [row for row in own if row.score is not None and row.before]
         if not done:
-            lines.append(f"| {network} | {budget}x | {method} | {own[0].note} | | | | | | | |")
+            lines.append(f"| {network} | {budget}x | {method} | {own[0].note} | | | | | | | | | |")
             continue
         mean = {name: np.mean([getattr(row, name) for row in done]) for name in
                 ("before", "latency", "macs", "prune_seconds", "tune_seconds", "images")}  # fmt: skip
         lines.append(
             f"| {network} | {budget}x | {method} | {_spread([row.score for row in done])} ({mean['before']:.4f}) "
             f"| {_spread([row.score / row.before for row in done])} | {_spread([row.latency for row in done], 3)} "
-            f"| {mean['macs']:.3f} | {mean['prune_seconds']:.0f} | {mean['tune_seconds']:.0f} | {mean['images']:.0f} "
-            f"| {len(done)} |"
+            f"| {mean['macs']:.3f} | {mean['prune_seconds']:.0f} | {mean['tune_seconds']:.0f} | {_longest(done)} "
+            f"| {mean['images']:.0f} | {len(done)} | {', '.join(sorted({row.device for row in done}))} |"
         )
     return "\n".join(lines)
+
+
+def _longest(rows: Sequence[Row]) -> str:
+    """The seconds of filling a latency table, which one of the rows may have had to do for all."""
+    found = [row.table_seconds for row in rows if row.table_seconds is not None]
+    return f"{max(found):.0f}" if found else "-"
 
 
 def grouped(rows: Sequence[Row]) -> Iterator[tuple[str, float, str, list[Row]]]:
@@ -433,6 +446,7 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=10, help="training steps of each proposal of the recipe")
     parser.add_argument("--resource", choices=("latency", "macs"), default="latency")
     parser.add_argument("--out", type=Path, default=Path("docs/tradeoff.md"))
+    parser.add_argument("--prepare", action="store_true", help="make the files that the networks need, and stop")
     parser.add_argument(
         "--quick", action="store_true", help="ResNet20, one budget, one seed, a few steps: does it run?"
     )
@@ -449,6 +463,8 @@ def main() -> None:
     rows = read_rows(store)
     for network in given.networks.split(","):
         case = case_of(network, given.work, given.quick)
+        if given.prepare:
+            continue
         for budget in map(float, given.budgets.split(",")):
             for seed in map(int, given.seeds.split(",")):
                 wanted = {
