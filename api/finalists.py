@@ -8,8 +8,8 @@
    powers, over all groups and over those that one layer alone reads; where branches may go whole, also networks that
    keep all of them; where the input has sizes, also networks of the winner's size. Each is refitted front to back, its
    logits are rescaled, and it is judged on the selection set, all at the input size that it takes.
-3. The best one that is within the budget by measurement is taken; the winner is within it already. One that measures
-   over it is narrowed by the search from there on, and judged again.
+3. The best one that is within the budget by measurement is taken, and what it leaves of the budget is spent; the winner
+   is within it already. One that measures over it is narrowed by the search from there on, and judged again.
 """
 
 from bisect import insort
@@ -31,10 +31,10 @@ from onnx_netadapt.passes.rows import Batches
 from onnx_netadapt.passes.search import Choice, SearchResult, Step
 from onnx_netadapt.passes.search.common import Widths, full_widths, key_of, over, without_depth
 from onnx_netadapt.passes.search.curves import pool_of
+from onnx_netadapt.passes.search.descent import within
 from onnx_netadapt.passes.search.multiplier import uniform
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.passes.targets import Targets
-from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.searching import AIM, SURE, Searcher, lowered
 from onnx_netadapt.stages import At, groups_of, resolution_of
@@ -61,7 +61,9 @@ MOST = 5
 """Finalists beside the winner; twice as many where branches may go whole, and again where the input has sizes."""
 
 DOUBT = 0.1
-"""A uniform network whose estimate is over the budget by no more than this is measured."""
+"""The first uniform network whose estimate is over the budget by no more than this is measured; its own error then
+corrects the estimates of those that are narrower.
+"""
 
 FEWEST = 3
 
@@ -140,8 +142,7 @@ class _Judge:
 
 def rescaler_of(narrowing: Narrowing, run: Run, count: int) -> Rescaler:
     """What makes the logits of a run's networks as sure of themselves as the original's, by the first batches."""
-    teacher = None if run.original is None else Teacher(run.original.graph, first_batches(run.original, count))
-    return Rescaler(narrowing.coupling, first_batches(run, count), teacher=teacher)
+    return Rescaler(narrowing.coupling, first_batches(run, count), goal=run.goal)
 
 
 def first_batches(run: Run, count: int) -> Batches:
@@ -199,10 +200,15 @@ def _uniform(searcher: Searcher) -> list[Widths]:
     multiply-accumulates so, and 0.13 in the search.
     """
     aims = lowered(searcher.limits, AIM)
-    doubtful = lowered(searcher.limits, 1 + DOUBT)
+    scale = dict.fromkeys(aims, 1 / (1 + DOUBT))  # measured by estimated cost, as it may be and then as it was
     for widths in uniform(without_depth(searcher.choices)):
-        if not over(searcher.cost(widths), doubtful) and not over(searcher.cost.measure(widths), aims):
+        estimate = searcher.cost(widths)
+        if not within(estimate, scale, aims):
+            continue
+        measured = searcher.cost.measure(widths)
+        if not over(measured, aims):
             return [widths]
+        scale = {name: measured[name] / estimate[name] for name in aims if estimate[name]}
     return []
 
 
@@ -230,7 +236,8 @@ def _best_within(
     while True:
         score, widths = waiting.pop()  # the winner is among them, so that this ends
         if key_of(widths) in within:
-            return within[key_of(widths)]
+            found = within[key_of(widths)]
+            return found if found is result else searcher.filled(found, SURE)
         narrower = _narrowed(searcher, _as_step(searcher, result, scored, score, widths))
         if narrower is None or key_of(narrower.widths) in within:
             continue
@@ -259,7 +266,7 @@ def _narrowed(searcher: Searcher, finalist: SearchResult) -> SearchResult | None
     if over(finalist.measured, lowered(searcher.limits, SURE * FARTHEST)):
         return None
     try:
-        found, met = searcher.confirm(finalist, SURE)
+        found, met = searcher.confirm(finalist, SURE, fill=False)  # spending what is left takes long: the best one's
     except BudgetError:
         return None
     return found if met else None

@@ -18,7 +18,6 @@ from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
 from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.passes.targets import Targets
-from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
 from onnx_netadapt.run import Run, one_blas_thread
@@ -97,7 +96,7 @@ def _refitted(
         start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
     if not is_classifier(run.outputs):
         return _Recovered(candidates, start, lambda model: model)
-    rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES, teacher_of(run))
+    rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES, run.goal)
     candidates["front to back, logits rescaled"] = rescaler.applied(start)
     return _Recovered(candidates, start, rescaler.applied)
 
@@ -125,8 +124,3 @@ def report_scores(run: Run, model: onnx.ModelProto) -> tuple[Score | None, Score
     if run.original is not None:
         evaluator = evaluator.seeing(run.report_data)
     return Score(metric.name, before, n, labelled), Score(metric.name, evaluator.score(model), n, labelled)
-
-
-def teacher_of(run: Run) -> Teacher | None:
-    """Who gives the logits that are aimed at, where the narrowed network's original is at another size than its own."""
-    return None if run.original is None else Teacher(run.original.graph, run.original.batches)

@@ -21,7 +21,9 @@ from onnx_netadapt.ir.write import PROTOBUF_LIMIT
 from onnx_netadapt.metrics import Outputs, metric_of
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.finetune import FinetuneSettings
+from onnx_netadapt.passes.rescale import Goal
 from onnx_netadapt.passes.search import load_search
+from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.profiler import Latency, Target, measure
 from onnx_netadapt.profiler.energy import Meter
 from onnx_netadapt.progress import Progress
@@ -32,7 +34,8 @@ from onnx_netadapt.splits import MOST_REPORT, split
 class Run:
     """What a run has worked out so far; `outputs` are the original's for `feeds`.
 
-    `original` is the run at the model's own input size where this one is at another (`stages`).
+    `original` is the run at the model's own input size where this one is at another (`stages`); `logits` are the
+    original's, for whoever rescales those of a network.
     """
 
     options: Options
@@ -52,11 +55,19 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     meter: Meter | None = None
     original: "Run | None" = None
+    logits: Goal | None = None
 
     @property
     def whole(self) -> "Run":
         """The run at the model's own input size."""
         return self.original or self
+
+    @property
+    def goal(self) -> Goal:
+        """The original's logits at its own input size, worked out once."""
+        whole = self.whole
+        whole.logits = whole.logits or Goal(Teacher(whole.graph, whole.batches))
+        return whole.logits
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -92,26 +92,18 @@ class Searcher:
         rng = np.random.default_rng(self.run.options.seed)
         return search(self.run.graph, self.choices, self.cost, self.score, aims, rng=rng, journal=journal, **keywords)
 
-    def confirm(self, result: SearchResult, ceiling: float) -> tuple[SearchResult, bool]:
+    def confirm(self, result: SearchResult, ceiling: float, *, fill: bool = True) -> tuple[SearchResult, bool]:
         """Measures the winner at length: while it is above the ceiling (a share of the budget) the search goes on, and
-        what it leaves of the budget is spent as at a search's end.
+        what it leaves of the budget is spent as at a search's end, unless `fill` is off.
         """
         limits = lowered(self.limits, ceiling)
-        within: SearchResult | None = None
         for _ in range(CONFIRMATIONS):
             measured = self.at_length(result)
             excess = over(measured, limits)
-            if within is not None and excess:
-                return within, True
-            if excess:
-                result = self._narrower(result, measured, limits)
-                continue
-            within = replace(result, measured=measured)
-            result = self._wider(within, lowered(limits, AIM / SURE))
-            if result is within:
-                return within, True
-        if within is not None:
-            return within, True
+            if not excess:
+                within = replace(result, measured=measured)
+                return (self.filled(within, ceiling) if fill else within), True
+            result = self._narrower(result, measured, limits)
         if self.run.options.best_effort:
             return result, False
         missed = ", ".join(
@@ -121,6 +113,16 @@ class Searcher:
             f"the measurements stay above the budget by a hair ({missed}); the machine may be too noisy: "
             "try again when it is quiet, or give a little more budget"
         )
+
+    def filled(self, within: SearchResult, ceiling: float) -> SearchResult:
+        """A result within the ceiling with what it leaves of the budget spent, as far as a long measurement agrees."""
+        limits = lowered(self.limits, ceiling)
+        for _ in range(CONFIRMATIONS):
+            wider = self._wider(within, lowered(limits, AIM / SURE))
+            if wider is within or over(measured := self.at_length(wider), limits):
+                return within
+            within = replace(wider, measured=measured)
+        return within
 
     def _narrower(
         self, result: SearchResult, measured: Mapping[str, float], limits: Mapping[str, float]

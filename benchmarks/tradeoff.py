@@ -2,11 +2,12 @@
 
     python benchmarks/tradeoff.py --work DIR [--networks resnet20,...] [--budgets 0.7,0.5,0.35] [--seeds 0,1,2]
                                   [--methods ours,multiplier,...] [--steps 300] [--short 10] [--resource macs]
-                                  [--prepare] [--quick]
+                                  [--prepare] [--report-only [--machine TEXT]] [--quick]
 
 Every row is one network, budget, method and seed. It is kept in DIR/rows.jsonl as soon as it is there, and not made
 again: a run that was stopped goes on where it was, and several may work for one DIR. DIR also keeps the MobileNetV1
-that is trained here and the latency tables; choose one outside the repository. --prepare makes the files alone.
+that is trained here and the latency tables; choose one outside the repository. --prepare makes the files alone, and
+--report-only the report alone, from the rows that are there; --machine says where they were made, if elsewhere.
 
 1. All methods have the same calibration and selection examples (by the seed), the same fine-tuning (steps, batch, loss:
    distillation from the original, the best checkpoint on the selection set), the same report examples, and the same
@@ -64,7 +65,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One result. `score` and `before` are on the report set, `latency` is a share of the original's."""
+    """One result. `score` and `before` are on the report set, `latency` is a share of the original's.
+
+    `table_seconds` are for filling the latency table, also where another row had it filled; None: none was used, or the
+    row is of the time when they were part of `prune_seconds`.
+    """
 
     network: str
     budget: float
@@ -190,6 +195,7 @@ class Bencher:
         self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         self.bench = set_up(case.model, self.options, case.name, Progress(quiet=True), "")
         self.run = self.bench.run
+        self.filled = filling(given.work / f"{case.name}.filled", self.run.seconds.get("table", 0.0))
         self.original = self.run.graph.model
 
     def latency(self, model: onnx.ModelProto) -> float:
@@ -256,9 +262,10 @@ class Bencher:
         search = "netadapt" if base.method == "ours" else "multiplier"
         found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
         seconds, tuned = found.report.seconds, found.report.finetune
-        spent, table = seconds.get("finetune", 0.0), seconds.get("table", 0.0)
-        rest, images = seconds["total"] - spent - table, int(tuned.get("images", 0))
-        base = replace(base, table_seconds=table)
+        spent, table = seconds.get("finetune", 0.0), seconds.get("table")
+        rest, images = seconds["total"] - spent - (table or 0.0), int(tuned.get("images", 0))
+        # the set-up of the bench has filled the table already: what the job says is for what it added to it
+        base = replace(base, table_seconds=None if table is None else self.filled + table)
         return self._told(base, found.model, rest, spent, images, tuned.get("said", ""))
 
     def _pruned(self, method: str) -> tuple[onnx.ModelProto, int, str]:
@@ -293,6 +300,20 @@ def _macs(model: onnx.ModelProto) -> float:
     import onnx_netadapt as na
 
     return float(na.inspect(model).totals["macs"])
+
+
+def append(path: Path, line: str) -> None:
+    """A line more, in one write: other processes may be adding theirs."""
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
+
+
+def filling(path: Path, seconds: float) -> float:
+    """What filling a latency table took, kept in a file: who finds the table filled spends less on it."""
+    known = max((float(line) for line in (path.read_text().split() if path.is_file() else ())), default=0.0)
+    if seconds > known:
+        append(path, f"{seconds:.2f}")
+    return max(seconds, known)
 
 
 def read_rows(path: Path) -> dict[tuple[Any, ...], Row]:
@@ -331,7 +352,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _longest(rows: Sequence[Row]) -> str:
-    """The seconds of filling a latency table, which one of the rows may have had to do for all."""
+    """The seconds of filling a latency table, of which one of the rows may have had a part to do for all."""
     found = [row.table_seconds for row in rows if row.table_seconds is not None]
     return f"{max(found):.0f}" if found else "-"
 
@@ -411,7 +432,8 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
                 )
         place.set(title=network, xlabel="latency, share of the original's", ylabel="score on the report set")
         place.grid(alpha=0.3)
-    axes[0][0].legend()
+    if networks:
+        axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
@@ -420,7 +442,7 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
 
 HEADER = """# Accuracy against latency, beside other pruners
 
-Made by `python benchmarks/tradeoff.py {arguments}` on {machine}, ONNX Runtime {ort}, one thread, batch 1.
+Made by `python benchmarks/tradeoff.py {arguments}` on {machine}, one thread, batch 1.
 Every method: the same calibration and selection examples, the same {steps} steps of distillation from the original with
 the best checkpoint on the selection set kept, the same report examples; latency measured in alternation with the
 original. `multiplier` has our alignment, recovery and fine-tuning; `onnxsim` and `tp` (Torch-Pruning) are used as their
@@ -446,12 +468,15 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=10, help="training steps of each proposal of the recipe")
     parser.add_argument("--resource", choices=("latency", "macs"), default="latency")
     parser.add_argument("--out", type=Path, default=Path("docs/tradeoff.md"))
-    parser.add_argument("--prepare", action="store_true", help="make the files that the networks need, and stop")
+    parser.add_argument("--machine", default=_machine(), help="what the report calls the machine of the rows")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--prepare", action="store_true", help="make the files that the networks need, and stop")
+    only.add_argument("--report-only", action="store_true", help="write the report from the rows that are there")
     parser.add_argument(
         "--quick", action="store_true", help="ResNet20, one budget, one seed, a few steps: does it run?"
     )
     given = parser.parse_args()
-    if not (SHARED / "data").is_dir():
+    if not given.report_only and not (SHARED / "data").is_dir():
         sys.exit("the shared models and data are not beside this checkout: nothing to run")
     if given.quick:
         given.networks, given.budgets, given.seeds, given.steps = "resnet20", "0.5", "0", 8
@@ -460,43 +485,49 @@ def main() -> None:
     for folder in (given.work, given.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     store = given.work / "rows.jsonl"
-    rows = read_rows(store)
-    for network in given.networks.split(","):
+    for network in () if given.report_only else given.networks.split(","):
         case = case_of(network, given.work, given.quick)
-        if given.prepare:
-            continue
-        for budget in map(float, given.budgets.split(",")):
-            for seed in map(int, given.seeds.split(",")):
-                wanted = {
-                    m: Row(network, budget, m, seed, given.steps, given.resource, given.short).key
-                    for m in given.methods.split(",")
-                }
-                missing = [method for method, key in wanted.items() if key not in rows]
-                bencher = Bencher(case, budget, seed, given) if missing else None
-                for method in missing:
-                    assert bencher is not None
-                    row = bencher.row(method)
-                    rows[row.key] = row
-                    with store.open("a") as file:
-                        file.write(json.dumps(asdict(row)) + "\n")
-                    print(row, flush=True)
-                    write(given, [r for r in rows.values() if (r.steps, r.resource) == (given.steps, given.resource)])
-    write(given, [r for r in rows.values() if (r.steps, r.resource) == (given.steps, given.resource)])
+        if not given.prepare:
+            make_rows(case, given, store)
+    if not given.prepare:
+        write(given, store)
 
 
-def write(given: argparse.Namespace, rows: Sequence[Row]) -> None:
-    """The table, the speed-ups and the plot."""
-    import onnxruntime
+def make_rows(case: Case, given: argparse.Namespace, store: Path) -> None:
+    """The missing rows of a network, and the report after each of them."""
+    for budget in map(float, given.budgets.split(",")):
+        for seed in map(int, given.seeds.split(",")):
+            wanted = {
+                m: Row(case.name, budget, m, seed, given.steps, given.resource, given.short).key
+                for m in given.methods.split(",")
+            }
+            rows = read_rows(store)
+            missing = [method for method, key in wanted.items() if key not in rows]
+            bencher = Bencher(case, budget, seed, given) if missing else None
+            for method in missing:
+                assert bencher is not None
+                row = bencher.row(method)
+                append(store, json.dumps(asdict(row)))
+                print(row, flush=True)
+                write(given, store)
 
+
+def write(given: argparse.Namespace, store: Path) -> None:
+    """The table, the speed-ups and the plot, of all rows of these settings."""
+    rows = [row for row in read_rows(store).values() if (row.steps, row.resource) == (given.steps, given.resource)]
     picture = given.out.with_suffix(".svg")
     drawn = plot(rows, picture)
-    head = HEADER.format(
-        arguments="--work DIR", machine=f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        ort=onnxruntime.__version__, steps=given.steps, short=given.short,
-    )  # fmt: skip
+    head = HEADER.format(arguments="--work DIR", machine=given.machine, steps=given.steps, short=given.short)
     shown = f"![accuracy against latency]({picture.name})" if drawn else "No plot: matplotlib is not installed."
     faster = f"## At equal score\n\n{AT_EQUAL_SCORE}\n\n{speedups(rows)}"
     given.out.write_text(f"{head}{shown}\n\n{table(rows)}\n\n{faster}\n")
+
+
+def _machine() -> str:
+    import onnxruntime
+
+    kind = platform.processor() or platform.machine()
+    return f"{kind}, {os.cpu_count()} cores, ONNX Runtime {onnxruntime.__version__}"
 
 
 if __name__ == "__main__":

@@ -37,28 +37,44 @@ def rescale_logits(coupling: Coupling, pruned: onnx.ModelProto, batches: Batches
 
 
 @dataclass(slots=True)
-class Rescaler:
-    """`rescale_logits` for several pruned forms of one model: the original is run once.
+class Goal:
+    """The original's logits on the first examples, at its own input size: run once for all that aim at them."""
 
-    `teacher` stands in for the coupled graph where that is the original at another input size than its own.
+    teacher: Teacher
+    _known: Floats | None = None
+
+    def __call__(self, last: Consumer, examples: int) -> Floats:
+        """The logits (examples, classes) that the layer `last` gives, of so many examples or more."""
+        if self._known is None or len(self._known) < examples:
+            graph, batches = self.teacher.graph, self.teacher.batches
+            self._known = _logits(graph, batches, graph.model, last, examples)
+        return self._known
+
+
+@dataclass(slots=True)
+class Rescaler:
+    """`rescale_logits` for several pruned forms of one model.
+
+    `goal` has the original's logits where the coupled graph is not the original at its own input size, or where
+    others use them too.
     """
 
     coupling: Coupling
     batches: Batches
     examples: int = MAX_EXAMPLES
-    teacher: Teacher | None = None
-    _want: Floats | None = None
+    goal: Goal | None = None
 
     def __call__(self, pruned: onnx.ModelProto) -> Weights:
         """The new values for a pruned model."""
         last = last_layer(self.coupling)
         if last is None:
             return {}
-        if self._want is None:
-            self._want = self._wanted(last)
-        have = self._logits(self.coupling.graph, self.batches, pruned, last)
-        count = min(len(self._want), len(have))  # a teacher's examples may come in other pieces
-        want, have = self._want[:count], have[:count]
+        graph = self.coupling.graph
+        have = _logits(graph, self.batches, pruned, last, self.examples)
+        self.goal = self.goal or Goal(Teacher(graph, self.batches))
+        want = self.goal(last, len(have))
+        count = min(len(want), len(have))  # a teacher's examples may come in other pieces
+        want, have = want[:count], have[:count]
         if want.shape[1] < 2 or len(want) < HELD_OUT or not np.isfinite(want.sum() + have.sum()):
             return {}
         held = np.arange(len(want)) % HELD_OUT == HELD_OUT - 1
@@ -79,21 +95,17 @@ class Rescaler:
         last = self(pruned)
         return apply_weights(pruned, last) if last else pruned
 
-    def _wanted(self, last: Consumer) -> Floats:
-        """The teacher's logits."""
-        teacher = self.teacher or Teacher(self.coupling.graph, self.batches)
-        return self._logits(teacher.graph, teacher.batches, teacher.graph.model, last)
 
-    def _logits(self, graph: Graph, batches: Batches, model: onnx.ModelProto, last: Consumer) -> Floats:
-        """The logits of a model, (examples, classes)."""
-        name = last.output
-        runner = Runner(model, (name,))
-        rows: list[Floats] = []
-        for feeds in pieces(graph, batches, (name,)):
-            rows.append(channels_first(runner(feeds)[name], last.map.out_axis)[:, :, 0].astype(np.float64))
-            if sum(map(len, rows)) >= self.examples:
-                break
-        return np.concatenate(rows)
+def _logits(graph: Graph, batches: Batches, model: onnx.ModelProto, last: Consumer, examples: int) -> Floats:
+    """The logits (examples, classes) that a layer of a model gives, of so many examples or some more."""
+    name = last.output
+    runner = Runner(model, (name,))
+    rows: list[Floats] = []
+    for feeds in pieces(graph, batches, (name,)):
+        rows.append(channels_first(runner(feeds)[name], last.map.out_axis)[:, :, 0].astype(np.float64))
+        if sum(map(len, rows)) >= examples:
+            break
+    return np.concatenate(rows)
 
 
 def last_layer(coupling: Coupling) -> Consumer | None:
