@@ -28,6 +28,7 @@ class Moments:
         rows = (groups, columns)
         return cls(0, np.zeros(rows), np.zeros(rows), np.zeros((*rows, columns)))
 
+    @np.errstate(invalid="ignore")  # the totals tell what is not finite
     def add(self, rows: Floats) -> Floats:
         """Adds rows (groups, rows, K), and gives them about the centre."""
         if not self.count and rows.shape[1]:
@@ -80,6 +81,7 @@ class Sums:
             Moments.empty(groups, columns), np.zeros(rows), np.zeros((*rows, columns)), np.zeros(rows), np.zeros(rows)
         )
 
+    @np.errstate(invalid="ignore")
     def add(self, x: Floats, t: Floats) -> None:
         """Adds rows x (groups, rows, K) and t (groups, rows, O)."""
         if not self.inputs.count and t.shape[1]:

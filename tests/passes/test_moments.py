@@ -72,3 +72,12 @@ def test_rows_of_no_number_change_nothing() -> None:
     late.add(empty, empty[:, :, :3])
     late.add(_rows(9, 4), _rows(9, 3))
     assert np.allclose(late.centred()[1], found.centred()[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows_in_the_totals(bad: float) -> None:
+    rows = _rows(9, 4).astype(np.float32)
+    rows[0, 3, 1] = bad
+    found = _sums(rows, rows[:, :, :3])
+    assert np.isfinite(found.inputs.total).tolist() == [[True, False, True, True], [True] * 4]
+    assert not np.isfinite(found.squares[0, 1])
