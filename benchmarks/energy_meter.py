@@ -3,7 +3,7 @@
     python benchmarks/energy_meter.py [--size 8192]
 
 One, two and four matrix products (bfloat16) to a run must take energies in the ratio 1 : 2 : 4, and the power above
-idle plus that at idle must be what `nvidia-smi` shows beside it. Needs CUDA, torch built for it, and the `energy` extra.
+idle plus that at idle must be what `nvidia-smi` shows. Needs CUDA, torch built for it, and the `energy` extra.
 """
 
 from __future__ import annotations
