@@ -14,9 +14,9 @@ from onnx_netadapt.profiler import (
     LatencyModel,
     Liveness,
     Memory,
+    Pace,
     Target,
     measure_against,
-    measure_many,
     memory,
     runner,
 )
@@ -60,6 +60,7 @@ class NetworkCost:
         self.start = start
         self.latency: LatencyModel | None = None
         self.energy: EnergyModel | None = None
+        self._pace = Pace()
         self._original = runner(self.original[0], target, self.original[1])
         self._overhead = narrowing.graph.model.ByteSize() - narrowing.sizes.weight_bytes(narrowing.full)
         self._liveness = Liveness.of(narrowing.graph.model)
@@ -119,13 +120,13 @@ class NetworkCost:
 
     def _against_original(self, model: onnx.ModelProto, seconds: float, rounds: int, sure: float) -> Comparison:
         run = runner(model, self.target, self.feeds)
-        return measure_against(self._original, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure)
+        return measure_against(
+            self._original, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure, pace=self._pace
+        )
 
-    def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> tuple[Latency, Latency]:
-        """The latencies of the original and of a model, measured in alternation and at length."""
-        original, feeds = self.original
-        before, after = measure_many([original, model], self.target, [feeds, self.feeds], min_seconds=seconds)
-        return before, after
+    def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
+        """The latency of a model beside the original's, measured in alternation and at length."""
+        return self._against_original(model, seconds, 1, 0.0)
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.

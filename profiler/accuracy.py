@@ -139,7 +139,7 @@ def accuracy(
             progress(i, count, "checking estimates")
         widths = _unseen(network, rng, on_edges, held)
         measured.append((widths, run_whole(target, network, widths, reference)))
-    base_ms = float(np.median([whole.reference_ms for _, whole in measured]))
+    base_ms = float(np.median([whole.reference.median_ms for _, whole in measured]))
     checks = []
     for widths, whole in measured:
         told = model.explain(widths)

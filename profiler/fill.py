@@ -249,7 +249,7 @@ def run_variant(
 
 
 def _entries(plan: Plan, done: Sequence[tuple[Widths, Ran, Comparison]]) -> list[Entry]:
-    base_ms = float(np.median([whole.reference_ms for *_, whole in done]))
+    base_ms = float(np.median([whole.reference.median_ms for *_, whole in done]))
     wholes = [whole.ratio * base_ms for *_, whole in done]
     entries = []
     for (widths, ran, _), whole_ms in zip(done, wholes, strict=True):

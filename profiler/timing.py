@@ -11,6 +11,9 @@ Rules (they follow from measurements of ONNX Runtime on shared machines):
    large, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
 6. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
    quiet machine does a few times in a second.
+7. A neighbour on the same core slows models down unequally, for seconds at a time: a narrow ResNet20 took 0.48 times
+   as long as the original at one moment, 0.55 at the next, each sure to 1%. So a comparison that is given the
+   reference's `Pace` counts the bursts in which the reference was about as fast as ever, and waits for such moments.
 """
 
 import time
@@ -27,6 +30,8 @@ _BURST = 5
 _PATIENCE_SECONDS = 4.0
 _SURE = 0.01  # relative error of a comparison below which it is not continued
 _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
+_SLOW = 1.15  # times the reference's pace from which a burst is one of a slower machine
+_KEPT = 0.25  # runs at the reference's pace, as a share of a round, without which a comparison goes on
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
 """Relative error of a comparison from which it is called noisy."""
@@ -78,12 +83,16 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A latency, how many times the reference's it is, and the relative error of that (half of a 95% interval)."""
+    """A latency, how many times the reference's it is, and the relative error of that (half of a 95% interval).
+
+    `reference` is the latency of the other one meanwhile. Where the machine's speed changes, the ratio is not that of
+    the two medians, which may be of different moments.
+    """
 
     latency: Latency
     ratio: float
     error: float
-    reference_ms: float
+    reference: Latency
 
     @property
     def noisy(self) -> bool:
@@ -113,6 +122,29 @@ class Samples:
         self.cpu += more.cpu
         self.wall += more.wall
         self.switches += more.switches
+
+    def bursts(self, places: Sequence[int], burst: int = _BURST) -> "Samples":
+        """The samples of some bursts; switches, which are counted as a whole, in proportion."""
+        cpu, wall = ([x for p in places for x in of[p * burst : (p + 1) * burst]] for of in (self.cpu, self.wall))
+        return Samples(cpu, wall, round(self.switches * len(wall) / max(len(self.wall), 1)))
+
+
+@dataclass(slots=True)
+class Pace:
+    """The nanoseconds of a reference's fast bursts so far (rule 7); what has its models compared shares one."""
+
+    fast_ns: float = float("inf")
+
+    def undisturbed(self, reference: Samples, other: Samples, clock: str) -> tuple[Samples, Samples]:
+        """The pairs of bursts in which the reference kept its pace."""
+        medians = _medians_of_bursts(reference, clock)
+        self.fast_ns = min(self.fast_ns, float(np.percentile(medians, 10)))
+        kept = [place for place, median in enumerate(medians) if median <= _SLOW * self.fast_ns]
+        return reference.bursts(kept), other.bursts(kept)
+
+    def slow_down(self, reference: Samples, clock: str) -> None:
+        """Takes the pace of these samples for the machine's from now on."""
+        self.fast_ns = float(np.percentile(_medians_of_bursts(reference, clock), 10))
 
 
 def clock_of(target: Target) -> str:
@@ -161,28 +193,40 @@ def measure_against(
     min_seconds: float = 0.2,
     sure: float = _SURE,
     rounds: int = _ROUNDS,
+    pace: Pace | None = None,
     clocks: Clocks | None = None,
 ) -> Comparison:
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 and 5).
 
     It is measured in `rounds` of `min_runs` and `min_seconds` each until the ratio's error is at most `sure`; slow
-    models have fewer of them.
+    models have fewer of them. With a `pace`, rounds in which the reference seldom kept it do not count, and as many
+    others are run at most; a machine that stays slower has a slower pace from then on.
 
     The ratio is the median over pairs of neighbouring bursts: it holds even if the machine's speed changes meanwhile.
     """
     clock, times = clock_of(target), clocks or Clocks()
-    pair = [Samples(), Samples()]
-    for round_ in range(rounds):
-        warm_up = 3 if round_ == 0 else 0
+    pair = Samples(), Samples()
+    counted = waited = 0
+    while True:
+        warm_up = 0 if pair[0].wall else 3
         more = collect(
             [reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=times, burst=_BURST
         )
         for samples, new in zip(pair, more, strict=True):
             samples.extend(new)
-        ratio, error = paired_ratio(pair[0], pair[1], clock)
-        if error <= sure or (round_ + 1 >= _ROUNDS and sum(pair[1].wall) > _PATIENCE_SECONDS * 1e9 / 2):
+        kept = pair if pace is None else pace.undisturbed(*pair, clock)
+        if pace is not None and len(kept[0].wall) < _KEPT * len(more[0].wall):
+            waited += 1
+            if waited <= rounds:
+                continue
+            pace.slow_down(more[0], clock)
+            kept = more[0], more[1]
+        counted += 1
+        ratio, error = paired_ratio(*kept, clock)
+        tired = counted >= _ROUNDS and sum(pair[1].wall) > _PATIENCE_SECONDS * 1e9 / 2
+        if error <= sure or counted >= rounds or tired:
             break
-    return Comparison(pair[1].summary(clock), ratio, error, pair[0].summary(clock).median_ms)
+    return Comparison(kept[1].summary(clock), ratio, error, kept[0].summary(clock))
 
 
 def paired_ratio(reference: Samples, other: Samples, clock: str, burst: int = _BURST) -> tuple[float, float]:
@@ -191,15 +235,23 @@ def paired_ratio(reference: Samples, other: Samples, clock: str, burst: int = _B
     And its relative error: 1.96 standard errors of a median, 1.2533 sigma / sqrt(n), with sigma from the median
     absolute deviation, so that single bad bursts do not count.
     """
-    a, b = (s.cpu if clock == "cpu" else s.wall for s in (reference, other))
-    count = min(len(a), len(b)) // burst
+    count = min(len(reference.wall), len(other.wall)) // burst
     if not count:
-        raise ProfileError(f"a paired ratio needs {burst} runs of each model, got {len(a)} and {len(b)}")
-    medians = [np.median(np.reshape(x[: count * burst], (count, burst)), axis=1) for x in (a, b)]
+        raise ProfileError(
+            f"a paired ratio needs {burst} runs of each model, got {len(reference.wall)} and {len(other.wall)}"
+        )
+    medians = [_medians_of_bursts(samples, clock, burst)[:count] for samples in (reference, other)]
     ratios = medians[1] / np.maximum(medians[0], 1)
     ratio = float(np.median(ratios))
     sigma = 1.4826 * float(np.median(np.abs(ratios - ratio)))
     return ratio, float(1.96 * 1.2533 * sigma / np.sqrt(count) / max(ratio, 1e-12))
+
+
+def _medians_of_bursts(samples: Samples, clock: str, burst: int = _BURST) -> npt.NDArray[np.float64]:
+    times = samples.cpu if clock == "cpu" else samples.wall
+    count = len(times) // burst
+    found: npt.NDArray[np.float64] = np.median(np.reshape(times[: count * burst], (count, burst)), axis=1)
+    return found
 
 
 def runner(model: Model, target: Target, feeds: Feeds) -> Callable[[], object]:

@@ -189,8 +189,7 @@ class _Hunt:
 
     def learn(self, start: Costs, goal: Mapping[str, float], most: int, good_error: float) -> Surrogate:
         """Rule 2."""
-        pool = self._pool(start, goal)
-        pool = self._new(pool)
+        pool = self._new(self._pool(start, goal)) if len(self.kept.scores) < most else []
         first = max(min(START, most) - len(self.kept.scores), 0)
         pool = self._take(pool, list(range(min(first, len(pool)))))
         surrogate = self.fitted()

@@ -68,6 +68,15 @@ def test_a_second_budget_costs_a_few_rounds_of_ten_and_no_sampling(monkeypatch):
     assert score.calls - first <= 20 < first
 
 
+def test_samples_that_are_there_need_no_pool(monkeypatch):
+    kept = Samples()
+    run({"latency": 900.0}, samples_kept=kept)
+    monkeypatch.setattr(chamnet, "POOL", "no pool is drawn")
+    assert not over(run({"latency": 500.0}, samples_kept=kept).measured, {"latency": 500.0})
+    with pytest.raises(TypeError):  # negative control
+        run({"latency": 500.0})
+
+
 @pytest.mark.slow
 def test_unused_budget_is_given_back():
     tight, wide = run({"latency": 530.0}), run({"latency": 530.0}, widen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
-from onnx_netadapt.profiler import Clocks, Latency, Target, measure, measure_against, measure_many
+from onnx_netadapt.profiler import Clocks, Latency, Pace, Target, measure, measure_against, measure_many
 from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect, paired_ratio
 
 
@@ -93,7 +93,7 @@ def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> N
     assert [found.latency.busy for found in results] == [False, True]
     assert [found.latency.median_ms for found in results] == [5.0, 5.0]
     assert [found.ratio for found in results] == [1.0, 1.0]
-    assert [found.reference_ms for found in results] == [5.0, 5.0]
+    assert [found.reference.median_ms for found in results] == [5.0, 5.0]
     assert "busy" in str(results[1].latency)
 
 
@@ -122,6 +122,56 @@ def test_a_burst_that_was_disturbed_does_not_count() -> None:
         min_runs=60, min_seconds=0, clocks=machine.clocks,
     )  # fmt: skip
     assert found.ratio == pytest.approx(1.0)
+
+
+class Neighbour:
+    """A machine on which `b` takes half of the time of `a`, and 0.7 of it while a neighbour slows both down."""
+
+    def __init__(self, *, beside: Callable[[int], bool]) -> None:
+        self.machine = FakeMachine()
+        slow = lambda: beside(self.machine.wall)  # noqa: E731
+        self.pair = (
+            self.machine.model("a", lambda: 15e5 if slow() else 10e5),
+            self.machine.model("b", lambda: 15e5 * 0.7 if slow() else 5e5),
+        )
+
+    def compare(self, pace: Pace | None) -> Comparison:
+        options = {"min_runs": 20, "min_seconds": 0.5, "sure": 0.0, "rounds": 2, "clocks": self.machine.clocks}
+        return measure_against(*self.pair, Target(), pace=pace, **options)
+
+
+def test_a_neighbour_on_the_same_core_is_waited_for() -> None:
+    pace = Pace()
+    quiet = Neighbour(beside=lambda now: False)
+    assert quiet.compare(pace).ratio == pytest.approx(0.5)
+    assert pace.fast_ns == 1e6
+    late = Neighbour(beside=lambda now: now < 2e9)
+    found = late.compare(pace)
+    assert found.ratio == pytest.approx(0.5, rel=0.01)
+    assert found.reference.median_ms == pytest.approx(1.0)
+    assert late.machine.wall > 2e9
+    # negative control: without a pace the neighbour decides
+    assert Neighbour(beside=lambda now: now < 2e9).compare(None).ratio == pytest.approx(0.7)
+
+
+def test_bursts_beside_a_neighbour_are_left_out_of_what_is_told() -> None:
+    mixed = Neighbour(beside=lambda now: now % 100_000_000 < 70_000_000)
+    found = mixed.compare(Pace())
+    assert found.ratio == pytest.approx(0.5, rel=0.01)
+    assert found.latency.p90_ms < 0.7
+    assert found.latency.runs < len(mixed.machine.calls) / 4
+
+
+def test_a_neighbour_that_stays_is_waited_for_once() -> None:
+    pace = Pace()
+    Neighbour(beside=lambda now: False).compare(pace)
+    stays = Neighbour(beside=lambda now: True)
+    assert stays.compare(pace).ratio == pytest.approx(0.7)
+    waited = stays.machine.wall
+    assert 4e9 < waited < 7e9
+    assert stays.compare(pace).ratio == pytest.approx(0.7)
+    assert stays.machine.wall - waited < waited / 2
+    assert pace.fast_ns == 15e5
 
 
 def test_a_neighbour_that_takes_the_processor_is_seen_on_the_wall_clock() -> None:
