@@ -17,12 +17,13 @@ demo: install
 	$(BIN)/python -m onnx_netadapt.models.demo demo
 	$(BIN)/onnx-netadapt demo/digits.onnx --budget 0.5x --data demo/digits.npz
 
-# Files stay whole (--dist loadfile): they share what is dear to make.
+# Files stay whole (--dist loadfile): they share what is dear to make. A worker that dies is not started again: it would
+# run the test that killed it once more.
 test: checks
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-all: checks
-	$(BIN)/pytest -n 2 --dist loadfile -m ""
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m ""
 
 checks: install
 	$(BIN)/ruff check

@@ -282,24 +282,25 @@ def collect(
     Functions so slow that `min_runs` would take longer than `_PATIENCE_SECONDS` get fewer runs, at least one burst.
     """
     samples = [Samples() for _ in runs]
+    spent = [0.0] * len(runs)
     for run in runs:
         for _ in range(warm_up):
             run()
     skipped = 1 if len(runs) > 1 else 0
-    while not all(_enough(s, min_runs, min_seconds * 1e9) for s in samples):
-        for run, into in zip(runs, samples, strict=True):
+    while not all(_enough(len(s.wall), ns, min_runs, min_seconds * 1e9) for s, ns in zip(samples, spent, strict=True)):
+        for place, (run, into) in enumerate(zip(runs, samples, strict=True)):
             for _ in range(skipped):
                 run()
             before = clocks.switches()
             for _ in range(burst):
                 _timed(run, into, clocks)
             into.switches += clocks.switches() - before
+            spent[place] += sum(into.wall[-burst:])
     return samples
 
 
-def _enough(samples: Samples, min_runs: int, needed_ns: float) -> bool:
-    spent = sum(samples.wall)
-    return (len(samples.wall) >= min_runs and spent >= needed_ns) or spent > max(needed_ns, _PATIENCE_SECONDS * 1e9)
+def _enough(done: int, spent_ns: float, min_runs: int, needed_ns: float) -> bool:
+    return (done >= min_runs and spent_ns >= needed_ns) or spent_ns > max(needed_ns, _PATIENCE_SECONDS * 1e9)
 
 
 def _timed(run: Callable[[], object], into: Samples, clocks: Clocks) -> None:

@@ -194,18 +194,14 @@ class Descent:
         """The best proposal that, measured, saves at least half of what the iteration asks for.
 
         Estimates may be wrong, and a step that saves nothing would be repeated for ever. When the best few save too
-        little, every group is narrowed by one width.
+        little, every group is narrowed by one width; BudgetError when none can be.
         """
         measured = place.measured
         wanted = {n: (measured[n] + limit) / 2 for n, limit in place.limits.items() if measured[n] > limit}
         for _, item in finalists[:TRIES]:
             if not over(self.cost.measure(item.widths), wanted):
                 return item.widths
-        notches = {
-            group.id: max((w for w in group.widths if w < place.widths[group.id]), default=group.widths[0])
-            for group in self.groups
-        }
-        return place.widths | notches
+        return _narrower_by_one(self.groups, place.widths)
 
 
 def single_groups(groups: Sequence[Choice], cost: Cost, place: Place) -> list[Proposal]:
@@ -261,11 +257,16 @@ def _limits(start: Costs, measured: Costs, budget: Mapping[str, float], share: f
 
 def _smallest(groups: Sequence[Choice], widths: Widths) -> list[Proposal]:
     """The next narrower width of every group: the way on when estimates promise nothing."""
-    found = [
-        Proposal(group.id, widths | {group.id: max(w for w in group.widths if w < widths[group.id])})
-        for group in groups
-        if any(w < widths[group.id] for w in group.widths)
-    ]
-    if not found:
+    narrower = _narrower_by_one(groups, widths)
+    changed = [group.id for group in groups if narrower[group.id] != widths[group.id]]
+    return [Proposal(name, widths | {name: narrower[name]}) for name in changed]
+
+
+def _narrower_by_one(groups: Sequence[Choice], widths: Widths) -> Widths:
+    """Every group at its next narrower width; BudgetError when all are at their smallest."""
+    narrower = {
+        group.id: max((w for w in group.widths if w < widths[group.id]), default=widths[group.id]) for group in groups
+    }
+    if all(widths[name] == width for name, width in narrower.items()):
         raise BudgetError("every group is at its smallest width and the measured cost is still over the budget")
-    return found
+    return widths | narrower

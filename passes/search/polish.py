@@ -5,7 +5,8 @@
 2. When no group can be widened alone, widths are exchanged: one group gives a few widths so that another can take some.
    The exchanges that fill the budget and lower the summed error of the curves most are scored; the best one is taken if
    its score is no lower than before.
-3. Every network taken is measured. One that measures over the budget is barred, and another one tried.
+3. Every network taken is measured. One that measures over the budget is barred, and another one tried. One that was
+   taken before is not taken again: with two resources, exchanges of equal score would lead round in circles for ever.
 
 Estimates count relative to the present network's, so that their common error cancels.
 DEVIATION: the paper stops at the first network within the budget.
@@ -52,15 +53,18 @@ def polish(
     `curves` give for each group its error by width (`UnitOrder.error`); without them exchanges are chosen by cost.
     """
     place = _Place(groups, cost, score, budget, curves, dict(taken.widths), taken.measured, taken.score)
+    place.tried.add(key_of(taken.widths))
     steps: list[Step] = []
-    while not place.spent() and len(place.barred) < TRIES:
+    over_budget = 0
+    while not place.spent() and over_budget < TRIES:
         best = place.best(place.wider()) or place.best(place.exchanged(), place.value)
         if best is None:
             break
         value, widths = best
         measured = cost.measure(widths)
+        place.tried.add(key_of(widths))
         if over(measured, budget):
-            place.barred.add(key_of(widths))
+            over_budget += 1
             continue
         place.widths, place.measured, place.value = widths, measured, value
         steps.append(Step(taken.number + 1 + len(steps), dict(budget), (), widths, dict(cost(widths)), measured, value))
@@ -79,7 +83,7 @@ class _Place:
     widths: Widths
     measured: Costs
     value: float
-    barred: set[Key] = field(default_factory=set)
+    tried: set[Key] = field(default_factory=set)
 
     def spent(self) -> bool:
         """Whether any budget is used up."""
@@ -98,7 +102,7 @@ class _Place:
 
     def allowed(self, widths: Widths, estimate: Costs, limits: Mapping[str, float]) -> bool:
         """Whether a network of this estimate may be tried."""
-        return not over(estimate, limits) and key_of(widths) not in self.barred
+        return not over(estimate, limits) and key_of(widths) not in self.tried
 
     def wider(self) -> list[Widths]:
         """For each group the network with it as wide as the budget lets it be (rule 1)."""

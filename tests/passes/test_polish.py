@@ -85,6 +85,24 @@ def test_what_measures_over_the_budget_is_not_taken():
     assert dict(steps[-1].widths) == {"a": 48, "b": 10}
 
 
+class Crossed(Priced):
+    """Two resources: each group costs mostly one of them."""
+
+    def __call__(self, widths: Mapping[str, int], /) -> dict[str, float]:
+        a, b = widths["a"], widths["b"]
+        return {"latency": 2.0 * a + b, "size": a + 2.0 * b}
+
+    def measure(self, widths: Mapping[str, int], /) -> dict[str, float]:
+        return self(widths)
+
+
+def test_exchanges_of_equal_score_lead_to_no_network_twice():
+    groups, cost = (Choice("a", (3, 4)), Choice("b", (3, 4))), Crossed()
+    start = taken(cost, {"a": 3, "b": 4}, value=0.0)  # 4, 3 takes more of the latency, and 3, 4 of the size
+    steps = polish(groups, cost, lambda widths: 0.0, {"latency": 11.9, "size": 11.9}, start)
+    assert [dict(step.widths) for step in steps] == [{"a": 4, "b": 3}]
+
+
 def test_it_ends_when_all_measures_over_the_budget():
     start = {"a": 16, "b": 10}
     cost = Priced(lambda widths: 1.0 if widths == start else 9.0)

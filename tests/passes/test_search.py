@@ -125,6 +125,24 @@ def test_a_budget_out_of_reach_says_what_is_reachable(name):
         run(name, {"latency": least - 0.5})
 
 
+def test_measurements_that_never_fall_end_in_an_error():
+    """Even if the pool goes on to promise more: its estimates are no more right than the others."""
+
+    class Stubborn(FakeCost):
+        def __call__(self, widths: Mapping[str, int], /) -> Mapping[str, float]:
+            return {"latency": 1.0 if widths["a"] == 7 else float(sum(widths.values()))}
+
+        def measure(self, widths: Mapping[str, int], /) -> Mapping[str, float]:
+            return {"latency": 100.0}
+
+    netadapt = load_search("netadapt")
+    with pytest.raises(BudgetError, match="smallest width and the measured cost is still over"):
+        netadapt(
+            NO_GRAPH, GROUPS, Stubborn(), score, {"latency": 20.0}, rng=np.random.default_rng(0),
+            journal=ListJournal(), pool=lambda limits: [{"a": 7, "b": 17, "c": 7}],
+        )  # fmt: skip
+
+
 def test_a_model_within_the_budget_stays_whole():
     result, _ = run("netadapt", {"latency": 1e6})
     assert dict(result.widths) == {"a": 13, "b": 17, "c": 7}
