@@ -45,7 +45,7 @@ from onnx_netadapt.report import AdaptReport
 from onnx_netadapt.resolution import AUTO, NEVER, InputSize, parse_downsample, parse_resolution, planned
 from onnx_netadapt.run import Run, prepare
 from onnx_netadapt.scoring import AnyScorer, Candidates, MaskedScorer, Scorer
-from onnx_netadapt.searching import AnyJournal, searcher_of
+from onnx_netadapt.searching import AnyJournal, Searcher, searcher_of, stays_above
 from onnx_netadapt.stages import (
     RESOLUTION,
     At,
@@ -74,9 +74,6 @@ LOWER = (0.97, 0.95, 0.93)
 
 AGAIN_SECONDS = 3.0
 """How long a finished model is measured once more before it counts as over the budget: the next one is trained anew."""
-
-REPEATS = 2
-"""Times that a finished model is measured once more at most."""
 
 OFF_EDGES = 2
 """Variants off the target's step that are profiled: the search proposes none, but barriers may force some channels."""
@@ -179,39 +176,55 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
     at = bench.at(run)
     if met and bench.statistics and searcher.refines:
         result = settle(at, bench.statistics, searcher, result, known)
-    for ceiling in LOWER:
-        stage = at(result.widths)
-        model, facts = finish(stage.run, stage.narrowing, stage.statistics, groups_of(result.widths), stage.evaluator)
-        if stage.run.original is not None and stage.size is not None:
-            facts["plan"] |= {"input": planned(stage.size)}
-        told = _measured(run, stage.cost, model)
-        if not met or _within(run, told):
-            break
-        result, met = searcher.confirm(result, ceiling)
-    model = without_record(model)
+    done = _finished(run, searcher, at, result, met)
+    stage, model = done.stage, without_record(done.model)
     with run.timed("report"):
         scores = report_scores(stage.run, model)
     run.seconds["total"] = time.perf_counter() - began
-    report = _report(bench, run, stage, result, model, told, scores, facts, met)
+    report = _report(bench, run, done, model, scores)
     output = run.options.output
     if output is not None:
         write_all(output, model, report, external=len(files_of(bench.source)) > 1)
     return Adapted(model, report)
 
 
-def _report(
-    bench: Bench,
-    run: Run,
-    stage: Stage,
-    result: SearchResult,
-    model: onnx.ModelProto,
-    told: Comparison,
-    scores: Any,
-    facts: Mapping[str, Any],
-    met: bool,
-) -> AdaptReport:
-    options, own, widths = run.options, bench.stages[0], groups_of(result.widths)
-    before, after = told.reference, told.latency
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A finished model: the search's result that it has the widths of, its stage, its last measurement beside the
+    original's, and whether every budget is met.
+    """
+
+    result: SearchResult
+    stage: Stage
+    model: onnx.ModelProto
+    facts: dict[str, Any]
+    told: Comparison
+    met: bool
+
+
+def _finished(run: Run, searcher: Searcher, at: At, result: SearchResult, met: bool) -> _Finished:
+    """The result with its best weights; narrower ones while the last measurement is over the budget.
+
+    Raises BudgetError when the last of them is, too, unless the best effort will do.
+    """
+    for ceiling in (*LOWER, None):
+        stage = at(result.widths)
+        model, facts = finish(stage.run, stage.narrowing, stage.statistics, groups_of(result.widths), stage.evaluator)
+        if stage.run.original is not None and stage.size is not None:
+            facts["plan"] |= {"input": planned(stage.size)}
+        told = _measured(run, stage.cost, model)
+        if not met or _within(run, told) or ceiling is None:
+            break
+        result, met = searcher.confirm(result, ceiling)
+    if met and not _within(run, told) and not run.options.best_effort:
+        limit = run.budgets["latency"].limit(told.reference.median_ms)
+        raise stays_above({"latency": (told.latency.median_ms, limit)})
+    return _Finished(result, stage, model, facts, told, met and _within(run, told))
+
+
+def _report(bench: Bench, run: Run, done: _Finished, model: onnx.ModelProto, scores: Any) -> AdaptReport:
+    options, own, stage, result, facts = run.options, bench.stages[0], done.stage, done.result, done.facts
+    widths, before, after = groups_of(result.widths), done.told.reference, done.told.latency
     return AdaptReport(
         tool_version=tool_version(),
         command=bench.command,
@@ -222,7 +235,7 @@ def _report(
         target=str(run.target),
         granularity=str(bench.granularity) if bench.granularity else "not probed",
         budgets=budget_facts(run, own.cost, result, before, after),
-        met=met,
+        met=done.met,
         before=state_of(own.cost, own.narrowing.full, run.graph.model, before, scores[0]),
         after=state_of(stage.cost, widths, model, after, scores[1]),
         resolution=None if len(bench.stages) == 1 else resolution_facts(bench.stages, stage),
@@ -467,17 +480,10 @@ def close_journal(journal: AnyJournal, options: Options, *, done: bool) -> None:
 def _measured(run: Run, cost: NetworkCost, model: onnx.ModelProto) -> Comparison:
     """The last measurement of the finished model, whose structure was within the budget before.
 
-    When the medians say otherwise, who is right is asked at length, and again while the bursts, pair by pair, say that
-    the model is within a relative budget: then the machine's speed changed, and not the model.
+    When it says otherwise, who is right is asked once more and for longer.
     """
-    told, budget = cost.final(model), run.budgets.get("latency")
-    for _ in range(REPEATS):
-        if budget is None or _within(run, told):
-            break
-        told = cost.final(model, AGAIN_SECONDS)
-        if not (budget.relative and told.ratio <= budget.limit(1.0)):
-            break
-    return told
+    told = cost.final(model)
+    return told if _within(run, told) else cost.final(model, AGAIN_SECONDS)
 
 
 def _within(run: Run, told: Comparison) -> bool:

@@ -106,13 +106,7 @@ class Searcher:
             result = self._narrower(result, measured, limits)
         if self.run.options.best_effort:
             return result, False
-        missed = ", ".join(
-            f"{show_amount(name, measured[name])} of {show_amount(name, self.limits[name])}" for name in excess
-        )
-        raise BudgetError(
-            f"the measurements stay above the budget by a hair ({missed}); the machine may be too noisy: "
-            "try again when it is quiet, or give a little more budget"
-        )
+        raise stays_above({name: (measured[name], self.limits[name]) for name in excess})
 
     def filled(self, within: SearchResult, ceiling: float) -> SearchResult:
         """A result within the ceiling with what it leaves of the budget spent, as far as a long measurement agrees."""
@@ -151,6 +145,17 @@ class Searcher:
         """The costs of a result, its latency and energy measured once more, and for longer."""
         relative = "latency" in self.run.budgets and self.run.budgets["latency"].relative
         return {**result.measured, **self.cost.at_length(result.widths, relative=relative)}
+
+
+def stays_above(missed: Mapping[str, tuple[float, float]]) -> BudgetError:
+    """The error that measurements stay above the budget, with what was measured and the limit of each resource."""
+    told = ", ".join(
+        f"{show_amount(name, measured)} of {show_amount(name, limit)}" for name, (measured, limit) in missed.items()
+    )
+    return BudgetError(
+        f"the measurements stay above the budget by a hair ({told}); the machine may be too noisy: "
+        "try again when it is quiet, or give a little more budget"
+    )
 
 
 def searcher_of(

@@ -6,6 +6,9 @@
    start is one of the candidates: fine-tuning never makes a model worse by that measure.
 3. A user's own loop (`Hooks.train`) gets the same parts as ours: a `Training`.
 4. The student may have inputs that the teacher has not, drawn anew for each batch: masks (`elastic`).
+5. Training ends after `patience` checks without a gain, and after half as many where none was better than the start: a
+   student that is near its teacher loses in the first steps what it has not won back at the end (MobileNetV2 on 425
+   images at a smaller size, five runs of five), while students that gained did so at their first check.
 """
 
 from __future__ import annotations
@@ -192,10 +195,12 @@ class _Judge:
             self.best, self.best_check = model, check
         return self.hooks.callback is not None and bool(self.hooks.callback(check))
 
-    @property
-    def without_gain(self) -> int:
-        """Checks since the best one."""
-        return sum(check.step > self.best_check.step for check in self.history)
+    def hopeless(self, patience: int) -> str:
+        """Why training had better end; empty while it had not (rule 5)."""
+        step, since = self.history[-1].step, sum(check.step > self.best_check.step for check in self.history)
+        if self.best_check.step:
+            return f"no gain in {since} checks up to step {step}" if since > patience else ""
+        return f"no gain over the start up to step {step}" if since >= max(1, patience // 2) else ""
 
 
 class Training:
@@ -291,8 +296,8 @@ class Training:
         self._losses.clear()
         if self._judge.look(self.module, step, loss, self.elapsed):
             self.ended = f"the callback ended it at step {step}"
-        elif self._judge.without_gain > self.settings.patience:
-            self.ended = f"no gain in {self.settings.patience} checks up to step {step}"
+        else:
+            self.ended = self._judge.hopeless(self.settings.patience)
         return not self.ended
 
     @property

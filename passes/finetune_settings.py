@@ -21,8 +21,8 @@ class FinetuneSettings:
 
     `lr` is a share of each weight's own size (`optimizer`), `features` the weight of the intermediate feature maps
     beside the outputs, `check_every` 0 judges some times in all, and after `patience` checks without a gain training
-    ends. `augment` crops and flips images. `precision` auto is bfloat16 (mixed: weights stay float32) on processors
-    that compute in it. `threads` 0 leaves torch's own choice.
+    ends (half as many when none was better than the start). `augment` crops and flips images. `precision` auto is
+    bfloat16 (mixed: weights stay float32) on processors that compute in it. `threads` 0 leaves torch's own choice.
     """
 
     steps: int = 400

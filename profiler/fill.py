@@ -26,13 +26,14 @@ from .plan import Plan, network_entry
 from .staircase import Granularity, probe
 from .structure import Ran, ShapesOf, Widths, what_ran
 from .target import Target
-from .timing import NOISY, Comparison, Feeds, measure_against, runner
+from .timing import NOISY, Comparison, Feeds, Pace, measure_against, runner
 from .trace import trace
 from .units import attribute
 
 _EARLY = 6  # variants after which a hopeless machine is given up, not at the end
 _WHOLE_RUNS = 15  # runs of a variant at least, so that networks of tens of milliseconds do not take minutes
-_HOPELESS = 0.10  # error of comparisons beyond which nothing is stored
+_WHOLE_SURE = 0.02  # what the fit makes of many of them is surer
+_HOPELESS = 0.20  # error of comparisons beyond which nothing is stored (at 0.05 a table was good to 1.4%)
 
 Build = Callable[[Widths], onnx.ModelProto]
 FeedsFor = Callable[[onnx.ModelProto], Feeds]
@@ -180,13 +181,13 @@ def _profile(
     if not missing:
         return ""
     done: list[tuple[Widths, Ran, Comparison]] = []
-    reference = whole_runner(target, network, network.base)
+    reference, pace = whole_runner(target, network, network.base), Pace()
     known = {e.key: e.statistic_us for e in lut.entries("unit")} if plan.capability is Capability.ISOLATED else {}
     for i, widths in enumerate(missing):
         if progress is not None:
             progress(i, len(missing), "profiling variants")
         ran = run_variant(target, network, plan, widths, known, reference)
-        done.append((widths, ran, run_whole(target, network, widths, reference)))
+        done.append((widths, ran, run_whole(target, network, widths, reference, pace)))
         if i + 1 == _EARLY:
             check_noise(target, [whole for *_, whole in done])
     if progress is not None:
@@ -202,9 +203,12 @@ def whole_runner(target: Target, network: Network, widths: Widths) -> Callable[[
     return runner(model, target, network.feeds_for(model))
 
 
-def run_whole(target: Target, network: Network, widths: Widths, reference: Callable[[], object]) -> Comparison:
-    """The latency at `widths` as a multiple of the reference's (rule 2)."""
-    return measure_against(reference, whole_runner(target, network, widths), target, min_runs=_WHOLE_RUNS)
+def run_whole(
+    target: Target, network: Network, widths: Widths, reference: Callable[[], object], pace: Pace
+) -> Comparison:
+    """The latency at `widths` as a multiple of the reference's (rule 2), at the reference's pace."""
+    run = whole_runner(target, network, widths)
+    return measure_against(reference, run, target, min_runs=_WHOLE_RUNS, sure=_WHOLE_SURE, pace=pace)
 
 
 def check_noise(target: Target, wholes: Sequence[Comparison]) -> str:

@@ -7,15 +7,18 @@ Rules (they follow from measurements of ONNX Runtime on shared machines):
 3. The first runs allocate memory and fill caches; they are never counted.
 4. Models to be compared run in alternating bursts, so that a drift of the machine meets all of them alike. The first
    run of a burst finds the other model's data in the caches and is not counted.
-5. A comparison says how sure it is: the spread of its bursts' ratios tells the error of their median. While that is
-   large, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
-6. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
+5. A neighbour slows models down, and not all of them alike: some for seconds (a narrow ResNet20 took 0.48 times as long
+   as the original at one moment, 0.55 at the next, each sure to 1%), some for hundredths of a second, so that one of
+   two bursts side by side is hit. What is told is therefore of undisturbed bursts: those at most 1.15 times
+   as slow as the fast ones of the same model (all, on a quiet machine). If it is given the reference's `Pace`, it waits
+   for moments in which the reference is about as fast as ever.
+6. A comparison says how sure it is: what it would be of other bursts like these, drawn from them. While that spreads
+   far, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
+7. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
    quiet machine does a few times in a second.
-7. A neighbour on the same core slows models down unequally, for seconds at a time: a narrow ResNet20 took 0.48 times
-   as long as the original at one moment, 0.55 at the next, each sure to 1%. So a comparison that is given the
-   reference's `Pace` counts the bursts in which the reference was about as fast as ever, and waits for such moments.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +33,10 @@ _BURST = 5
 _PATIENCE_SECONDS = 4.0
 _SURE = 0.01  # relative error of a comparison below which it is not continued
 _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
-_SLOW = 1.15  # times the reference's pace from which a burst is one of a slower machine
-_KEPT = 0.25  # runs at the reference's pace, as a share of a round, without which a comparison goes on
+_FAST = 0.1  # share of the bursts that are the fast ones
+_SLOW = 1.15  # times the fast bursts from which one was disturbed
+_KEPT = 0.25  # share of a round's bursts at the reference's pace without which it does not count
+_RESAMPLES = 100  # by which a comparison finds out how sure it is
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
 """Relative error of a comparison from which it is called noisy."""
@@ -85,8 +90,7 @@ class Latency:
 class Comparison:
     """A latency, how many times the reference's it is, and the relative error of that (half of a 95% interval).
 
-    `reference` is the latency of the other one meanwhile. Where the machine's speed changes, the ratio is not that of
-    the two medians, which may be of different moments.
+    `reference` is the latency of the other one meanwhile; the ratio is that of the two medians.
     """
 
     latency: Latency
@@ -123,28 +127,44 @@ class Samples:
         self.wall += more.wall
         self.switches += more.switches
 
-    def bursts(self, places: Sequence[int], burst: int = _BURST) -> "Samples":
-        """The samples of some bursts; switches, which are counted as a whole, in proportion."""
-        cpu, wall = ([x for p in places for x in of[p * burst : (p + 1) * burst]] for of in (self.cpu, self.wall))
+    def bursts(self, clock: str) -> npt.NDArray[np.float64]:
+        """The median nanoseconds of every burst."""
+        times = self.cpu if clock == "cpu" else self.wall
+        found: npt.NDArray[np.float64] = np.median(np.reshape(times[: len(times) // _BURST * _BURST], (-1, _BURST)), 1)
+        return found
+
+    def undisturbed(self, clock: str) -> "Samples":
+        """The samples of the undisturbed bursts (rule 5); switches, which are counted as a whole, in proportion."""
+        medians = self.bursts(clock)
+        places = np.flatnonzero(medians <= _SLOW * _fast(medians))
+        cpu, wall = ([x for p in places for x in of[p * _BURST : (p + 1) * _BURST]] for of in (self.cpu, self.wall))
         return Samples(cpu, wall, round(self.switches * len(wall) / max(len(self.wall), 1)))
+
+
+def _fast(medians: npt.NDArray[np.float64]) -> float:
+    """The nanoseconds of the fast bursts, of which a machine is seldom without: the mean of the fastest tenth."""
+    return float(np.sort(medians)[: _fast_ones(len(medians))].mean())
+
+
+def _fast_ones(bursts: int) -> int:
+    return max(1, round(_FAST * bursts))
 
 
 @dataclass(slots=True)
 class Pace:
-    """The nanoseconds of a reference's fast bursts so far (rule 7); what has its models compared shares one."""
+    """The nanoseconds of a reference's fast bursts so far (rule 5); what has its models compared shares one."""
 
     fast_ns: float = float("inf")
 
-    def undisturbed(self, reference: Samples, other: Samples, clock: str) -> tuple[Samples, Samples]:
-        """The pairs of bursts in which the reference kept its pace."""
-        medians = _medians_of_bursts(reference, clock)
-        self.fast_ns = min(self.fast_ns, float(np.percentile(medians, 10)))
-        kept = [place for place, median in enumerate(medians) if median <= _SLOW * self.fast_ns]
-        return reference.bursts(kept), other.bursts(kept)
+    def kept(self, reference: Samples, clock: str) -> bool:
+        """Whether the reference was about as fast as ever for long enough to compare with it."""
+        medians = reference.bursts(clock)
+        self.fast_ns = min(self.fast_ns, _fast(medians))
+        return bool(np.mean(medians <= _SLOW * self.fast_ns) >= _KEPT)
 
     def slow_down(self, reference: Samples, clock: str) -> None:
         """Takes the pace of these samples for the machine's from now on."""
-        self.fast_ns = float(np.percentile(_medians_of_bursts(reference, clock), 10))
+        self.fast_ns = _fast(reference.bursts(clock))
 
 
 def clock_of(target: Target) -> str:
@@ -178,10 +198,10 @@ def measure_many(
     warm_up: int = 3,
     clocks: Clocks | None = None,
 ) -> tuple[Latency, ...]:
-    """The latencies of several models, run in alternation (rule 4); `min_seconds` is meant per model."""
+    """The latencies of several models, run in alternation (rules 4 and 5); `min_seconds` is meant per model."""
     runs = [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
     samples = collect(runs, min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks or Clocks())
-    return tuple(s.summary(clock_of(target)) for s in samples)
+    return tuple(s.undisturbed(clock_of(target)).summary(clock_of(target)) for s in samples)
 
 
 def measure_against(
@@ -196,61 +216,47 @@ def measure_against(
     pace: Pace | None = None,
     clocks: Clocks | None = None,
 ) -> Comparison:
-    """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 and 5).
+    """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 to 6).
 
     It is measured in `rounds` of `min_runs` and `min_seconds` each until the ratio's error is at most `sure`; slow
     models have fewer of them. With a `pace`, rounds in which the reference seldom kept it do not count, and as many
     others are run at most; a machine that stays slower has a slower pace from then on.
-
-    The ratio is the median over pairs of neighbouring bursts: it holds even if the machine's speed changes meanwhile.
     """
     clock, times = clock_of(target), clocks or Clocks()
     pair = Samples(), Samples()
     counted = waited = 0
     while True:
-        warm_up = 0 if pair[0].wall else 3
-        more = collect(
-            [reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=times, burst=_BURST
-        )
-        for samples, new in zip(pair, more, strict=True):
-            samples.extend(new)
-        kept = pair if pace is None else pace.undisturbed(*pair, clock)
-        if pace is not None and len(kept[0].wall) < _KEPT * len(more[0].wall):
+        warm_up = 0 if counted + waited else 3
+        more = collect([reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=times)
+        if pace is not None and not pace.kept(more[0], clock):
             waited += 1
             if waited <= rounds:
                 continue
             pace.slow_down(more[0], clock)
-            kept = more[0], more[1]
         counted += 1
-        ratio, error = paired_ratio(*kept, clock)
+        for samples, new in zip(pair, more, strict=True):
+            samples.extend(new)
+        found = _compared(*pair, clock)
         tired = counted >= _ROUNDS and sum(pair[1].wall) > _PATIENCE_SECONDS * 1e9 / 2
-        if error <= sure or counted >= rounds or tired:
-            break
-    return Comparison(kept[1].summary(clock), ratio, error, kept[0].summary(clock))
+        if found.error <= sure or counted >= rounds or tired:
+            return found
 
 
-def paired_ratio(reference: Samples, other: Samples, clock: str, burst: int = _BURST) -> tuple[float, float]:
-    """The median over bursts of (median of the other's burst) / (median of the reference's burst beside it).
-
-    And its relative error: 1.96 standard errors of a median, 1.2533 sigma / sqrt(n), with sigma from the median
-    absolute deviation, so that single bad bursts do not count.
-    """
-    count = min(len(reference.wall), len(other.wall)) // burst
-    if not count:
-        raise ProfileError(
-            f"a paired ratio needs {burst} runs of each model, got {len(reference.wall)} and {len(other.wall)}"
-        )
-    medians = [_medians_of_bursts(samples, clock, burst)[:count] for samples in (reference, other)]
-    ratios = medians[1] / np.maximum(medians[0], 1)
-    ratio = float(np.median(ratios))
-    sigma = 1.4826 * float(np.median(np.abs(ratios - ratio)))
-    return ratio, float(1.96 * 1.2533 * sigma / np.sqrt(count) / max(ratio, 1e-12))
+def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
+    """The comparison of two models' undisturbed bursts; its error is 1.96 standard deviations of the bootstrap's."""
+    before, after = (samples.undisturbed(clock).summary(clock) for samples in (reference, other))
+    spread = math.hypot(*(float(np.std(np.log(_resampled(samples.bursts(clock))))) for samples in (reference, other)))
+    return Comparison(after, after.median_ms / max(before.median_ms, 1e-6), 1.96 * spread, before)
 
 
-def _medians_of_bursts(samples: Samples, clock: str, burst: int = _BURST) -> npt.NDArray[np.float64]:
-    times = samples.cpu if clock == "cpu" else samples.wall
-    count = len(times) // burst
-    found: npt.NDArray[np.float64] = np.median(np.reshape(times[: count * burst], (count, burst)), axis=1)
+def _resampled(bursts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The median of the undisturbed bursts of resamples, drawn with replacement (the bootstrap; Efron 1979)."""
+    count = len(bursts)
+    drawn = np.sort(np.random.default_rng(0).choice(bursts, (_RESAMPLES, count)), axis=1)
+    fast = drawn[:, : _fast_ones(count)].mean(axis=1)
+    kept = np.count_nonzero(drawn <= _SLOW * fast[:, None], axis=1)
+    middle = np.stack([(kept - 1) // 2, kept // 2], axis=1)
+    found: npt.NDArray[np.float64] = np.maximum(np.take_along_axis(drawn, middle, axis=1).mean(axis=1), 1.0)
     return found
 
 
@@ -275,7 +281,6 @@ def collect(
     min_seconds: float,
     warm_up: int,
     clocks: Clocks,
-    burst: int = _BURST,
 ) -> list[Samples]:
     """Samples of every function in `runs`, called in alternating bursts until each has its runs and seconds.
 
@@ -292,10 +297,10 @@ def collect(
             for _ in range(skipped):
                 run()
             before = clocks.switches()
-            for _ in range(burst):
+            for _ in range(_BURST):
                 _timed(run, into, clocks)
             into.switches += clocks.switches() - before
-            spent[place] += sum(into.wall[-burst:])
+            spent[place] += sum(into.wall[-_BURST:])
     return samples
 
 

@@ -3,8 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+from onnx_netadapt import pipeline
 from onnx_netadapt.budgets import parse_budgets
-from onnx_netadapt.pipeline import AGAIN_SECONDS, _measured, _within
+from onnx_netadapt.ir.errors import BudgetError
+from onnx_netadapt.passes.search import SearchResult
+from onnx_netadapt.pipeline import AGAIN_SECONDS, LOWER, _measured, _within
 from onnx_netadapt.profiler import Comparison, Latency
 
 
@@ -43,10 +46,40 @@ def test_one_above_it_is_measured_once_more_at_length_and_that_decides(budget):
         assert cost.seconds == [1.5, AGAIN_SECONDS]
 
 
-def test_medians_of_different_moments_are_not_believed_against_pairs():
-    cost = Cost(told(10.0, 5.1), told(10.0, 5.2, ratio=0.48), told(10.0, 4.9))
-    assert _within(run("0.5x"), _measured(run("0.5x"), cost, None))
-    # it ends all the same, with what was measured
-    cost = Cost(*[told(10.0, 5.2, ratio=0.48)] * 9)
-    assert not _within(run("0.5x"), _measured(run("0.5x"), cost, None))
-    assert len(cost.seconds) == 3
+class Found:
+    """What a search hands over, with the ceilings under which it was asked for less."""
+
+    def __init__(self, monkeypatch, budget, *measured, best_effort=False):
+        self.run = SimpleNamespace(budgets=parse_budgets([budget]), options=SimpleNamespace(best_effort=best_effort))
+        self.ceilings, self.measured = [], list(measured)
+        stage = SimpleNamespace(
+            run=SimpleNamespace(original=None), size=None, narrowing=None, statistics=None, evaluator=None, cost=None
+        )
+        self.at = lambda widths: stage
+        monkeypatch.setattr(pipeline, "finish", lambda *given: (f"model of {given[3]['a']}", {"plan": {}}))
+        monkeypatch.setattr(pipeline, "_measured", lambda *_: self.measured.pop(0))
+
+    def confirm(self, result, ceiling):
+        self.ceilings.append(ceiling)
+        return SearchResult({"a": result.widths["a"] - 1}, {}, ()), True
+
+    def finished(self):
+        return pipeline._finished(self.run, self, self.at, SearchResult({"a": 9}, {}, ()), True)
+
+
+def test_a_finished_model_over_the_budget_makes_way_for_a_narrower_one(monkeypatch):
+    found = Found(monkeypatch, "0.5x", told(10.0, 5.1), told(10.0, 5.2), told(10.0, 4.9))
+    done = found.finished()
+    assert (done.model, done.result.widths, done.met) == ("model of 7", {"a": 7}, True)
+    assert found.ceilings == list(LOWER[:2])
+    assert done.told == told(10.0, 4.9)
+
+
+@pytest.mark.parametrize("budget", ["0.5x", "5ms"])
+def test_what_stays_over_the_budget_is_never_said_to_meet_it(monkeypatch, budget):
+    over = [told(10.0, 5.1)] * (len(LOWER) + 1)
+    with pytest.raises(BudgetError, match=r"stay above the budget by a hair \(5.1 ms of 5 ms\)"):
+        Found(monkeypatch, budget, *over).finished()
+    done = Found(monkeypatch, budget, *over, best_effort=True).finished()
+    assert not done.met
+    assert (done.model, done.result.widths) == ("model of 6", {"a": 6})  # the report tells of the model that is written

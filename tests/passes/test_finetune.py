@@ -125,12 +125,20 @@ def test_the_time_limit_is_kept() -> None:
     assert result.history[-1].step < 10
 
 
-def test_no_gain_ends_training_early() -> None:
-    teacher, student = _net(11), _net(5, seed=1)
-    result = finetune(student, teacher, _batches(), _settings(steps=10_000, patience=2, check_every=5), lambda m: 0.0)
-    assert "no gain" in result.reason
-    assert result.history[-1].step == 15
-    assert result.step == 0
+@pytest.mark.parametrize(
+    ("scores", "last", "best", "reason"),
+    [
+        ([0.0] * 9, 10, 0, "no gain over the start up to step 10"),
+        ([0.0, 1.0] + [0.5] * 9, 30, 5, "no gain in 5 checks up to step 30"),
+        ([0.0, -1.0, 1.0] + [0.5] * 9, 35, 10, "no gain in 5 checks up to step 35"),
+    ],
+)
+def test_no_gain_ends_training_early(scores: list[float], last: int, best: int, reason: str) -> None:
+    """After `patience` checks without one, and after half as many that were all no better than the start."""
+    teacher, student, found = _net(11), _net(5, seed=1), iter(scores)
+    settings = _settings(steps=10_000, patience=4, check_every=5)
+    result = finetune(student, teacher, _batches(), settings, lambda m: next(found))
+    assert (result.reason, result.history[-1].step, result.step) == (reason, last, best)
 
 
 @pytest.mark.parametrize("twice", [False, True])

@@ -82,7 +82,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     monkeypatch.setattr(fill_module, "survey", survey)
 
-    def run_whole(_: Target, network: Network, widths: Widths, reference: object) -> Comparison:
+    def run_whole(_: Target, network: Network, widths: Widths, *_beside: object) -> Comparison:
         base, here = made.whole_ms(structure[-1], network.base), made.whole_ms(structure[-1], widths)
         told = [Latency(ms, ms, ms, 9, "cpu", ms) for ms in (here, base)]
         return Comparison(told[0], here / base, made.error, told[1])

@@ -5,7 +5,7 @@ import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
 from onnx_netadapt.profiler import Clocks, Latency, Pace, Target, measure, measure_against, measure_many
-from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect, paired_ratio
+from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect
 
 
 class FakeMachine:
@@ -65,22 +65,39 @@ def test_slow_models_get_fewer_runs() -> None:
 def test_models_alternate_in_bursts_and_the_first_of_a_burst_is_dropped() -> None:
     machine = FakeMachine()
     runs = [machine.model("a", lambda: 1e6), machine.model("b", lambda: 2e6)]
-    samples = collect(runs, min_runs=10, min_seconds=0, warm_up=0, clocks=machine.clocks, burst=5)
+    samples = collect(runs, min_runs=10, min_seconds=0, warm_up=0, clocks=machine.clocks)
     assert "".join(machine.calls) == "aaaaaabbbbbb" * 2
     assert [len(s.cpu) for s in samples] == [10, 10]
 
 
-def test_a_paired_ratio_survives_a_machine_that_changes_speed() -> None:
+def test_a_comparison_survives_a_machine_that_changes_speed() -> None:
     machine = FakeMachine()
     speed = lambda: 1.0 if machine.wall < 150e6 else 1.7  # noqa: E731
     runs = [machine.model("a", lambda: 1e6 * speed()), machine.model("b", lambda: 3e6 * speed())]
-    a, b = collect(runs, min_runs=60, min_seconds=0, warm_up=0, clocks=machine.clocks)
-    ratio, error = paired_ratio(a, b, "cpu")
-    assert ratio == pytest.approx(3.0)
-    assert error < 0.001
-    assert b.summary("cpu").median_ms != pytest.approx(3.0, rel=0.2)  # negative control: unpaired is fooled
-    with pytest.raises(ProfileError):
-        paired_ratio(Samples([1], [1]), b, "cpu")
+    found = measure_against(*runs, Target(), min_runs=60, min_seconds=0, rounds=1, clocks=machine.clocks)
+    assert found.ratio == pytest.approx(3.0)
+    assert found.error < 0.001
+    assert (found.reference.median_ms, found.latency.median_ms) == (1.0, 3.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.8])
+def test_bursts_that_are_hit_one_by_one_do_not_change_the_ratio(share: float) -> None:
+    """A neighbour for some hundredths of a second hits one of two bursts side by side: neither model counts it."""
+    machine, rng = FakeMachine(), np.random.default_rng(5)
+    slow = {}
+
+    def took(ms: float) -> float:
+        at = len(machine.calls) // 6
+        return ms * 1e6 * (slow.setdefault(at, 1.6 if rng.random() < share else 1.0) + 0.02 * rng.standard_normal())
+
+    runs = [machine.model("a", lambda: took(1.0)), machine.model("b", lambda: took(0.7))]
+    for pace in (None, Pace()):
+        found = measure_against(
+            *runs, Target(), min_runs=200, min_seconds=0, rounds=1, pace=pace, clocks=machine.clocks
+        )
+        assert found.ratio == pytest.approx(0.7, rel=0.02)
+        assert found.latency.median_ms == pytest.approx(0.7, rel=0.02)
+        assert found.latency.runs <= (1.2 - share) * 200 * 2
 
 
 def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> None:
@@ -135,8 +152,8 @@ class Neighbour:
             self.machine.model("b", lambda: 15e5 * 0.7 if slow() else 5e5),
         )
 
-    def compare(self, pace: Pace | None) -> Comparison:
-        options = {"min_runs": 20, "min_seconds": 0.5, "sure": 0.0, "rounds": 2, "clocks": self.machine.clocks}
+    def compare(self, pace: Pace | None, rounds: int = 2) -> Comparison:
+        options = {"min_runs": 20, "min_seconds": 0.5, "sure": 0.0, "rounds": rounds, "clocks": self.machine.clocks}
         return measure_against(*self.pair, Target(), pace=pace, **options)
 
 
@@ -146,12 +163,12 @@ def test_a_neighbour_on_the_same_core_is_waited_for() -> None:
     assert quiet.compare(pace).ratio == pytest.approx(0.5)
     assert pace.fast_ns == 1e6
     late = Neighbour(beside=lambda now: now < 2e9)
-    found = late.compare(pace)
+    found = late.compare(pace, rounds=1)
     assert found.ratio == pytest.approx(0.5, rel=0.01)
     assert found.reference.median_ms == pytest.approx(1.0)
     assert late.machine.wall > 2e9
     # negative control: without a pace the neighbour decides
-    assert Neighbour(beside=lambda now: now < 2e9).compare(None).ratio == pytest.approx(0.7)
+    assert Neighbour(beside=lambda now: now < 2e9).compare(None, rounds=1).ratio == pytest.approx(0.7)
 
 
 def test_bursts_beside_a_neighbour_are_left_out_of_what_is_told() -> None:
@@ -170,7 +187,7 @@ def test_a_neighbour_that_stays_is_waited_for_once() -> None:
     waited = stays.machine.wall
     assert 4e9 < waited < 7e9
     assert stays.compare(pace).ratio == pytest.approx(0.7)
-    assert stays.machine.wall - waited < waited / 2
+    assert stays.machine.wall - waited < 0.6 * waited
     assert pace.fast_ns == 15e5
 
 
