@@ -36,6 +36,7 @@ _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked
 _FAST = 0.1  # share of the bursts that are the fast ones
 _SLOW = 1.15  # times the fast bursts from which one was disturbed
 _KEPT = 0.25  # share of a round's bursts at the reference's pace without which it does not count
+_FEW = 4  # bursts of which fewer do not tell how far they spread
 _RESAMPLES = 100  # by which a comparison finds out how sure it is
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
@@ -132,6 +133,11 @@ class Samples:
         times = self.cpu if clock == "cpu" else self.wall
         found: npt.NDArray[np.float64] = np.median(np.reshape(times[: len(times) // _BURST * _BURST], (-1, _BURST)), 1)
         return found
+
+    def spread(self, clock: str) -> npt.NDArray[np.float64]:
+        """What tells how far the measurement may be off: the bursts; of slow models, which have few, the runs."""
+        bursts = self.bursts(clock)
+        return bursts if len(bursts) >= _FEW else np.array(self.cpu if clock == "cpu" else self.wall, np.float64)
 
     def undisturbed(self, clock: str) -> "Samples":
         """The samples of the undisturbed bursts (rule 5); switches, which are counted as a whole, in proportion."""
@@ -245,14 +251,14 @@ def measure_against(
 def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
     """The comparison of two models' undisturbed bursts; its error is 1.96 standard deviations of the bootstrap's."""
     before, after = (samples.undisturbed(clock).summary(clock) for samples in (reference, other))
-    spread = math.hypot(*(float(np.std(np.log(_resampled(samples.bursts(clock))))) for samples in (reference, other)))
+    spread = math.hypot(*(float(np.std(np.log(_resampled(samples.spread(clock))))) for samples in (reference, other)))
     return Comparison(after, after.median_ms / max(before.median_ms, 1e-6), 1.96 * spread, before)
 
 
-def _resampled(bursts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The median of the undisturbed bursts of resamples, drawn with replacement (the bootstrap; Efron 1979)."""
-    count = len(bursts)
-    drawn = np.sort(np.random.default_rng(0).choice(bursts, (_RESAMPLES, count)), axis=1)
+def _resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The median of what is undisturbed of resamples, drawn with replacement (the bootstrap; Efron 1979)."""
+    count = len(values)
+    drawn = np.sort(np.random.default_rng(0).choice(values, (_RESAMPLES, count)), axis=1)
     fast = drawn[:, : _fast_ones(count)].mean(axis=1)
     kept = np.count_nonzero(drawn <= _SLOW * fast[:, None], axis=1)
     middle = np.stack([(kept - 1) // 2, kept // 2], axis=1)

@@ -8,7 +8,7 @@ from onnx_netadapt.options import Options
 
 torch = pytest.importorskip("torch")
 
-OPTIONS = {"min_keep": 0.25, "finetune": "steps=6,check_every=2,batch=16,threads=1"}
+OPTIONS = {"min_keep": 0.25, "finetune": "steps=6,check_every=2,batch=16,threads=1,patience=9"}
 
 MINE = """
 import torch

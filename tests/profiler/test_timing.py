@@ -131,6 +131,14 @@ def test_a_comparison_goes_on_while_it_is_unsure_and_tells_its_error() -> None:
     assert abs(noisy.ratio - 1) < 2 * noisy.error  # what it says about itself is true
 
 
+def test_a_single_burst_is_not_called_sure() -> None:
+    machine, rng = FakeMachine(), np.random.default_rng(6)
+    runs = [machine.model(name, lambda: 2e9 * rng.lognormal(0, 0.05)) for name in "ab"]
+    found = measure_against(*runs, Target(), rounds=1, clocks=machine.clocks)
+    assert found.latency.runs <= 5
+    assert 0.01 < found.error < 0.2
+
+
 def test_a_burst_that_was_disturbed_does_not_count() -> None:
     machine = FakeMachine()
     disturbed = lambda: 1e6 * (9 if len(machine.calls) % 60 < 6 else 1)  # noqa: E731
