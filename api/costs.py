@@ -24,12 +24,12 @@ from onnx_netadapt.profiler import (
 MEASURED = ("latency", "energy")
 """Resources that are measured on the target; the others are counted on the built network."""
 
-STEP_SECONDS, STEP_ROUNDS, STEP_SURE = 0.1, 6, 0.02
+STEP_SECONDS, STEP_ROUNDS, STEP_SURE = 0.1, 6, 0.03
 """Networks of a search are measured in short rounds until the ratio to the original is sure, with 95%: measuring was
 half of the time of MobileNetV2 at 1%, which six rounds seldom reached; the winner is measured at length anyway.
 """
 
-LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.4, 3, 0.005
+LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.4, 3, 0.01
 FINAL_SECONDS = 1.5
 
 COUNTED = 1 << 16
