@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,13 +148,13 @@ class Samples:
         return Samples(cpu, wall, round(self.switches * len(wall) / max(len(self.wall), 1)))
 
 
-def _fast(medians: npt.NDArray[np.float64]) -> float:
-    """The nanoseconds of the fast bursts, of which a machine is seldom without: the mean of the fastest tenth."""
-    return float(np.sort(medians)[: _fast_ones(len(medians))].mean())
+def _fast(medians: npt.NDArray[np.float64]) -> Any:
+    """The nanoseconds of the fast bursts, of which a machine is seldom without: the mean of the fastest tenth.
 
-
-def _fast_ones(bursts: int) -> int:
-    return max(1, round(_FAST * bursts))
+    Along the last axis.
+    """
+    count = max(1, round(_FAST * medians.shape[-1]))
+    return np.sort(medians)[..., :count].mean(axis=-1)
 
 
 @dataclass(slots=True)
@@ -165,12 +166,12 @@ class Pace:
     def kept(self, reference: Samples, clock: str) -> bool:
         """Whether the reference was about as fast as ever for long enough to compare with it."""
         medians = reference.bursts(clock)
-        self.fast_ns = min(self.fast_ns, _fast(medians))
+        self.fast_ns = min(self.fast_ns, float(_fast(medians)))
         return bool(np.mean(medians <= _SLOW * self.fast_ns) >= _KEPT)
 
     def slow_down(self, reference: Samples, clock: str) -> None:
         """Takes the pace of these samples for the machine's from now on."""
-        self.fast_ns = _fast(reference.bursts(clock))
+        self.fast_ns = float(_fast(reference.bursts(clock)))
 
 
 def clock_of(target: Target) -> str:
@@ -205,9 +206,9 @@ def measure_many(
     clocks: Clocks | None = None,
 ) -> tuple[Latency, ...]:
     """The latencies of several models, run in alternation (rules 4 and 5); `min_seconds` is meant per model."""
-    runs = [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
+    clock, runs = clock_of(target), [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
     samples = collect(runs, min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks or Clocks())
-    return tuple(s.undisturbed(clock_of(target)).summary(clock_of(target)) for s in samples)
+    return tuple(s.undisturbed(clock).summary(clock) for s in samples)
 
 
 def measure_against(
@@ -257,10 +258,8 @@ def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
 
 def _resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The median of what is undisturbed of resamples, drawn with replacement (the bootstrap; Efron 1979)."""
-    count = len(values)
-    drawn = np.sort(np.random.default_rng(0).choice(values, (_RESAMPLES, count)), axis=1)
-    fast = drawn[:, : _fast_ones(count)].mean(axis=1)
-    kept = np.count_nonzero(drawn <= _SLOW * fast[:, None], axis=1)
+    drawn = np.sort(np.random.default_rng(0).choice(values, (_RESAMPLES, len(values))), axis=1)
+    kept = np.count_nonzero(drawn <= _SLOW * _fast(drawn)[:, None], axis=1)
     middle = np.stack([(kept - 1) // 2, kept // 2], axis=1)
     found: npt.NDArray[np.float64] = np.maximum(np.take_along_axis(drawn, middle, axis=1).mean(axis=1), 1.0)
     return found
