@@ -10,7 +10,7 @@ import onnx
 import pytest
 from net import MICROSOFT, Net
 from onnx_netadapt.ir import load
-from onnx_netadapt.ir.errors import TargetError, UnsupportedOp
+from onnx_netadapt.ir.errors import UnsupportedOp
 from onnx_netadapt.ir.lowering import bare_graph, build
 from onnx_netadapt.ir.ops import all_rules
 from onnx_netadapt.ir.ops.resize_torch import _coordinates
@@ -34,10 +34,7 @@ def _random(*shape: int, seed: int = 0) -> np.ndarray:
 
 def _worst(model: onnx.ModelProto, graph: Any, seed: int) -> float:
     feeds = random_feeds(graph, 1, seed)
-    try:
-        wanted = run(model, feeds, optimize=False)
-    except (TargetError, NotImplementedError, RuntimeError, KeyError) as error:
-        pytest.skip(f"nothing else runs this model: {str(error)[:80]}")
+    wanted = run(model, feeds, optimize=False)
     module = to_torch(graph)
     with torch.no_grad():
         found = module({name: torch.from_numpy(value) for name, value in feeds[0].items()})
