@@ -71,6 +71,10 @@ class NetworkCost:
         """Estimated costs."""
         return {name: self._estimate(name, widths) for name in self.resources}
 
+    def arithmetic(self, widths: Mapping[str, int]) -> Mapping[str, float]:
+        """The multiply-accumulates, whatever the resources are."""
+        return {"macs": self._counted("macs", key_of(self.narrowing.full | dict(widths)))}
+
     def _estimate(self, resource: str, widths: Mapping[str, int]) -> float:
         if resource == "latency":
             assert self.latency is not None

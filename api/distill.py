@@ -7,13 +7,14 @@ from itertools import islice
 from typing import Any
 
 import onnx
-from onnx_netadapt.evaluate import Evaluator, available_cores, fixed_feeds
+from onnx_netadapt.evaluate import Evaluator, fixed_feeds
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Array, Feeds
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.consumers import has_depthwise
 from onnx_netadapt.passes.finetune import Feature, FinetuneResult, FinetuneSettings, finetune
+from onnx_netadapt.passes.rows import available_cores
 from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.progress import Report
 from onnx_netadapt.run import Run

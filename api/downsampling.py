@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx_netadapt.costs import STEP_ROUNDS, STEP_SECONDS
 from onnx_netadapt.evaluate import Evaluator
-from onnx_netadapt.finalists import batches_for, first_batches, refitted, rescaler_of
+from onnx_netadapt.finalists import EXAMPLES, refitted, rescaler_of
 from onnx_netadapt.inputs import Feeds
 from onnx_netadapt.ir.errors import InputError, NetAdaptError
 from onnx_netadapt.metrics import Metric, is_classifier
@@ -40,7 +40,7 @@ from onnx_netadapt.passes.sizes import Sizes
 from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.profiler import Entry, Lut, Pace, measure_against, probe, runner
 from onnx_netadapt.resolution import AUTO, InputSize, images_of, parse_downsample, sizes_inside, tried
-from onnx_netadapt.run import Run, one_blas_thread
+from onnx_netadapt.run import Run, batches_for, first_batches, one_blas_thread
 from onnx_netadapt.searching import AIM
 
 LEAST_SIDE = 64
@@ -232,7 +232,7 @@ class _Judge:
 
     def __init__(self, sized: Sized, evaluator: Evaluator, excess: _Excess) -> None:
         self.sized, self.evaluator, self.excess = sized, evaluator, excess
-        self._count = batches_for(sized.whole, next(iter(sized.run.batches())))
+        self._count = batches_for(sized.run, EXAMPLES)
         self._rescaler = rescaler_of(sized.whole, sized.run, self._count)
         self.bound = evaluator.score(self._rescaler.applied(sized.run.graph.model))
 

@@ -1,6 +1,5 @@
 """Running models over sets of examples, and scoring them against the original."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from onnx_netadapt.inputs import Data, Feeds, Indices
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph
 from onnx_netadapt.metrics import Metric, Outputs
+from onnx_netadapt.passes.rows import available_cores
 from onnx_netadapt.passes.sharing import Part
 from onnx_netadapt.profiler import Target
 
@@ -24,12 +24,6 @@ ROWS = 32
 
 REFERENCE_BYTES = 400_000_000
 """Outputs of the original are kept up to this size, and worked out anew for each use beyond it."""
-
-
-def available_cores() -> int:
-    """The cores that this process may use: fewer than the machine has where it is pinned (Linux), or in a container."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def batch_size(graph: Graph) -> int:

@@ -20,7 +20,13 @@ from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
-from onnx_netadapt.run import Run, one_blas_thread
+from onnx_netadapt.run import Run, batches_for, first_batches, one_blas_thread
+
+REFIT_EXAMPLES = 1000
+"""Calibration examples of the last refit, and no more: ResNet20 at half its multiply-accumulates, refitted from these,
+diverged by 0.260 on other images, from 2,000 with half as many rows of each by 0.260, from 500 by 0.283 (means of three
+seeds). The statistics that it starts from are of all examples.
+"""
 
 RESCALE_EXAMPLES = 1000
 """Examples on which the scale of the logits is found, for every student that is judged."""
@@ -90,8 +96,8 @@ def _refitted(
     start = sliced
     if kept:
         candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
-        examples = len(run.calibration)
-        with closing(Targets(coupling.graph, statistics.consumers.all, run.batches, examples=examples)) as targets:
+        batches = first_batches(run, batches_for(run, REFIT_EXAMPLES))
+        with closing(Targets(coupling.graph, statistics.consumers.all, batches)) as targets:
             weights = refit_sequential(coupling, kept, sliced, targets, statistics, progress=report)
         start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
     if not is_classifier(run.outputs):

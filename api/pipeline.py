@@ -170,12 +170,13 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
     """
     known = proposed(bench.stages)
     searcher = searcher_of(run, bench.narrowing, bench.cost, bench.choices, bench.scorer, goal, bench.samples)
-    result, met = searcher.run_to_budget(journal)
+    settles = bench.statistics is not None and searcher.refines
+    result, met = searcher.run_to_budget(journal, confirmed=not settles)
     if note := result.facts.get("predictor", {}).get("fell_back"):
         run.warnings.append(note)
     at = bench.at(run)
-    if met and bench.statistics and searcher.refines:
-        result = settle(at, bench.statistics, searcher, result, known)
+    if met and settles and bench.statistics is not None:
+        result, met = settle(at, bench.statistics, searcher, result, known)
     done = _finished(run, searcher, at, result, met)
     stage, model = done.stage, without_record(done.model)
     with run.timed("report"):

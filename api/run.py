@@ -4,13 +4,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import onnx
 from onnx_netadapt.budgets import Budget, parse_budgets
 from onnx_netadapt.data import load_data
 from onnx_netadapt.energy import meter_of
-from onnx_netadapt.evaluate import Runner, fixed_feeds
+from onnx_netadapt.evaluate import Runner, batch_size, fixed_feeds
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Data, Feeds, Indices
 from onnx_netadapt.ir.errors import InputError
@@ -22,6 +23,7 @@ from onnx_netadapt.metrics import Outputs, metric_of
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.finetune import FinetuneSettings
 from onnx_netadapt.passes.rescale import Goal
+from onnx_netadapt.passes.rows import Batches
 from onnx_netadapt.passes.search import load_search
 from onnx_netadapt.passes.teacher import Teacher
 from onnx_netadapt.profiler import Latency, Target, measure
@@ -80,6 +82,16 @@ class Run:
         """The calibration inputs, batch by batch."""
         for feeds, _, _ in fixed_feeds(self.data, self.calibration, self.graph):
             yield feeds
+
+
+def batches_for(run: Run, examples: int) -> int:
+    """How many batches have so many calibration examples."""
+    return max(1, examples // batch_size(run.graph))
+
+
+def first_batches(run: Run, count: int) -> Batches:
+    """The first so many batches of a run's calibration inputs."""
+    return lambda: islice(run.batches(), count)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search import Choice, Step, load_search
 from onnx_netadapt.passes.search.chamnet import SampleStore
-from onnx_netadapt.passes.search.common import Journal, ListJournal, Score, SearchResult, least_widths, over
+from onnx_netadapt.passes.search.common import Journal, ListJournal, Score, SearchResult, Widths, least_widths, over
 from onnx_netadapt.passes.search.curves import least_error, pool_of
 from onnx_netadapt.passes.search.polish import polish
+from onnx_netadapt.passes.search.trim import trim
 from onnx_netadapt.run import Run, one_blas_thread
 from onnx_netadapt.scoring import AnyScorer
 from onnx_netadapt.stages import SizedCost, SizedScorer
@@ -26,12 +27,19 @@ AIM = 0.97
 SURE = 0.985
 """A winner must be within this share by a long measurement, so that the last one stays within the budget."""
 
-LONG_STEP = 0.1
+LONG_STEP = 0.2
 """The first step, as a share of the start, where finalists follow: they are proposed at the budget's cost, and a search
-in small steps ended in networks that were left for them (ResNet20, ResNet56, MobileNetV2), after minutes.
+in small steps ended in networks that were left for them (ResNet20, ResNet56, MobileNetV2), after minutes. Steps of 0.1
+led three runs on ResNet20 to the same networks as these in twice the time.
 """
 
 CONFIRMATIONS = 5
+
+TRIMS = 3
+"""Times that a network which is to be compared may be measured until it is within the budget."""
+
+TRIM_TO = 0.995
+"""What measured over its limit is trimmed to this share of it."""
 
 AnyJournal = FileJournal | ListJournal
 
@@ -60,8 +68,11 @@ class Searcher:
         """The budgets in their own units."""
         return {name: budget.limit(self.start[name]) for name, budget in self.run.budgets.items()}
 
-    def run_to_budget(self, journal: AnyJournal) -> tuple[SearchResult, bool]:
-        """The widths that meet every budget by measurement, and whether they do (they may not with `best_effort`)."""
+    def run_to_budget(self, journal: AnyJournal, *, confirmed: bool = True) -> tuple[SearchResult, bool]:
+        """The widths that meet every budget by measurement, and whether they do (they may not with `best_effort`).
+
+        By a short one where it need not be `confirmed`.
+        """
         told = _Told(journal, self.run, next(iter(self.limits)), self.start)
         with self.run.progress.phase("searching") as report, self.run.timed("search"), one_blas_thread():
             told.report = report
@@ -72,11 +83,12 @@ class Searcher:
                     raise
                 widths = least_widths(self.choices)
                 return SearchResult(widths, self.cost.measure(widths), tuple(told.past)), False
-            return self.confirm(self._with_free_channels(result), SURE)
+            result = self._with_free_channels(result)
+            return self.confirm(result, SURE) if confirmed else (result, True)
 
     def _with_free_channels(self, result: SearchResult) -> SearchResult:
         """The result with what its target gives for nothing, if a measurement agrees that it costs nothing."""
-        if not self.keywords["widen"] or "latency" not in self.limits:
+        if self.run.options.published or "latency" not in self.limits:
             return result
         limits, before = lowered(self.limits, AIM), self.narrowing.full | dict(result.widths)
         widths = widen_free(self.choices, self.cost, before, limits)
@@ -118,10 +130,39 @@ class Searcher:
             within = replace(wider, measured=measured)
         return within
 
+    def fitted(self, widths: Widths) -> Widths | None:
+        """A network from elsewhere, trimmed as short measurements ask for; None when it stays over the budget."""
+        aims = lowered(self.limits, AIM)
+        found: Widths | None = widths
+        for _ in range(TRIMS):
+            if found is None or not over(measured := self.cost.measure(found), aims):
+                return found
+            found = self._trimmed(found, measured, aims)
+        return None
+
+    def _trimmed(
+        self, widths: Mapping[str, int], measured: Mapping[str, float], limits: Mapping[str, float]
+    ) -> Widths | None:
+        """A network that measured over the limits trimmed to them, by estimates corrected at it.
+
+        None where widths lead nowhere, where there are no error curves, and for what is published (`refines`).
+        """
+        curves, present = self.keywords["curves"], self.cost(widths)
+        if curves is None or not self.refines:
+            return None
+        scaled = {name: limit * present[name] / max(measured[name], 1e-12) for name, limit in limits.items()}
+        return trim(self.choices, curves, self.cost, dict(widths), scaled)
+
     def _narrower(
         self, result: SearchResult, measured: Mapping[str, float], limits: Mapping[str, float]
     ) -> SearchResult:
-        """What the search finds from a result that measured over the limits."""
+        """A result that measured over the limits trimmed, or what the search finds from it where that cannot be."""
+        trimmed = self._trimmed(result.widths, measured, lowered(limits, TRIM_TO))
+        if trimmed is not None:
+            costs, score = self.cost.measure(trimmed), self.score(trimmed)
+            number = result.steps[-1].number + 1 if result.steps else 0
+            step = Step(number, dict(limits), (), trimmed, dict(self.cost(trimmed)), costs, score)
+            return replace(result, widths=trimmed, measured=costs, steps=(*result.steps, step))
         overshoot = max((measured[name] / limit for name, limit in limits.items() if name in MEASURED), default=1.0)
         past = [] if not result.steps else [*result.steps[:-1], replace(result.steps[-1], measured=measured)]
         aims = lowered(limits, min(1.0, 1 / overshoot) * (AIM / SURE))
@@ -173,10 +214,11 @@ def searcher_of(
     """
     options, curves = run.options, narrowing.curves
     pool = pool_of(choices, curves, cost) if curves is not None and not options.published else None
+    follow = _finalists_follow(run, narrowing)
     keywords = {
-        "step": options.step or (LONG_STEP if _finalists_follow(run, narrowing) else None),
+        "step": options.step or (LONG_STEP if follow else None),
         "decay": options.decay,
-        "widen": not options.published,
+        "widen": not (options.published or follow),  # finalists are widened when one of them has won
         "pool": pool,
         "curves": curves,
         "coarse": _coarse(run, narrowing, score),

@@ -146,6 +146,10 @@ class SizedCost:
         """Estimated costs."""
         return stage_at(self.stages, widths).cost(groups_of(widths))
 
+    def arithmetic(self, widths: Groups) -> Mapping[str, float]:
+        """The multiply-accumulates, whatever the resources are."""
+        return stage_at(self.stages, widths).cost.arithmetic(groups_of(widths))
+
     def measure(self, widths: Groups, /) -> Mapping[str, float]:
         """Measured costs."""
         return stage_at(self.stages, widths).cost.measure(groups_of(widths))

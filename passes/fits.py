@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
@@ -30,9 +30,9 @@ from .recover import Slots, slots_of
 class Fit:
     """One consumer to be fitted to `target`, a tensor of the original, less `stream`, one of the pruned network.
 
-    `fixed` is the bias (groups, outputs) that it cannot change, `last` tells that no fit comes behind it; `fitted` and
-    `held` are the sums over the rows for fitting and held out, there while its level is run. `absorbs`: it is fitted to
-    what branches gave that have gone (rule 3).
+    `fixed` is the bias (groups, outputs) that it cannot change, `last` tells that no fit comes behind it; `sums` are
+    those over the rows for fitting and held out, by lane, there while its level is run. `absorbs`: it is fitted to what
+    branches gave that have gone (rule 3).
     """
 
     number: int
@@ -44,8 +44,7 @@ class Fit:
     level: int = 0
     last: bool = True
     absorbs: bool = False
-    fitted: Sums | None = None
-    held: Sums | None = None
+    sums: dict[int, tuple[Sums, ...]] = field(default_factory=dict)
 
     @property
     def taps(self) -> list[str]:
@@ -67,11 +66,19 @@ class Fit:
         """The channel axis of the target."""
         return self.item.window.axis if self.item.by_channel else self.item.map.out_axis
 
+    @property
+    def sums_bytes(self) -> float:
+        """About what the sums of one lane take: the products of all columns that are kept, twice."""
+        return float(2 * 8 * (self.slots.columns.sum(axis=1) ** 2).sum())
+
     def take_sums(self) -> tuple[Sums, Sums] | None:
-        """The sums for fitting and held out, which are not kept any longer; None when no row was read."""
-        found = None if self.fitted is None or self.held is None else (self.fitted, self.held)
-        self.fitted = self.held = None
-        return found
+        """The sums of all lanes for fitting and held out, which are not kept any longer; None when no row was read."""
+        lanes = [self.sums[lane] for lane in sorted(self.sums)]
+        self.sums.clear()
+        if not lanes:
+            return None
+        fitted, held = (reduce(Sums.plus, parts) for parts in zip(*lanes, strict=True))
+        return fitted, held
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,19 @@ from .branch_moments import BranchMoments, branch_moments
 from .consumers import Consumer, Consumers, Key, consumers_of, summed_branch
 from .coupling import Coupling
 from .moments import Moments
-from .rows import MEMORY_BYTES, Batches, Progress, Runner, ahead, columns_of, pieces, positions, sample
+from .rows import (
+    MEMORY_BYTES,
+    Batches,
+    Feeds,
+    Progress,
+    Runner,
+    columns_of,
+    in_lanes,
+    lanes_for,
+    pieces,
+    positions,
+    sample,
+)
 
 SPREAD_EXAMPLES = 64
 """Examples from which the variances of sums are taken."""
@@ -53,25 +66,48 @@ def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None =
     graph = coupling.graph
     consumers = consumers_of(coupling)
     wanted = {item.key: item for items in consumers.by_group.values() for item in items}
-    moments = {key: Moments.empty(item.window.groups, _columns(item)) for key, item in wanted.items()}
+    moments: dict[Key, Moments] = {}
     examples = 0
     for chunk in _chunks(graph, list(wanted)):
-        runner = Runner(graph.model, tuple(dict.fromkeys(name for name, _ in chunk)))
-        rng = np.random.default_rng(seed)
+        reader = _Reader(graph, {key: wanted[key] for key in chunk}, seed)
         examples = 0
-        runs = ((feeds, runner(feeds)) for feeds in pieces(graph, batches, runner.taps))
-        for feeds, values in ahead(runs):
-            for key in chunk:
-                tensor = values[key[0]]
-                places = sample(positions(key[1], tensor.shape), _columns(wanted[key]), rng)
-                moments[key].add(columns_of(tensor, key[1], places))
-            examples += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+        for count in in_lanes(pieces(graph, batches, reader.runner.taps), reader.read, len(reader.lanes)):
+            examples += count
             if progress is not None:
                 progress(examples, 0, "reading activations")
+        moments |= reader.moments()
     notes = [note for key in wanted if (note := _poor(wanted[key], moments[key]))]
     parts = _parts_of_sums(graph, consumers, batches)
     branches = branch_moments(coupling, consumers.all, batches, seed)
     return Statistics(consumers, moments, examples, (*consumers.notes, *notes), parts, branches)
+
+
+class _Reader:
+    """Takes the moments of some column sets from pieces, in lanes."""
+
+    def __init__(self, graph: Graph, wanted: Mapping[Key, Consumer], seed: int) -> None:
+        self.wanted, self.seed = wanted, seed
+        self.runner = Runner(graph.model, tuple(dict.fromkeys(name for name, _ in wanted)))
+        size = sum(8.0 * item.window.groups * _columns(item) ** 2 for item in wanted.values())
+        self.lanes = [
+            {key: Moments.empty(item.window.groups, _columns(item)) for key, item in wanted.items()}
+            for _ in range(lanes_for(size))
+        ]
+
+    def read(self, number: int, feeds: Feeds) -> int:
+        """Adds sampled rows of a piece to the sums of its lane; the number of its examples."""
+        values, moments = self.runner(feeds), self.lanes[number % len(self.lanes)]
+        rng = np.random.default_rng((self.seed, number))
+        for key, item in self.wanted.items():
+            tensor = values[key[0]]
+            places = sample(positions(key[1], tensor.shape), _columns(item), rng)
+            moments[key].add(columns_of(tensor, key[1], places))
+        return max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+
+    def moments(self) -> dict[Key, Moments]:
+        """The sums of all lanes."""
+        first, *others = self.lanes
+        return {key: reduce(Moments.plus, (lane[key] for lane in others), found) for key, found in first.items()}
 
 
 def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict[int, float]:

@@ -48,6 +48,13 @@ class Moments:
         gram = self.gram + cross + cross.transpose(0, 2, 1) + self.count * shift[:, :, None] * shift[:, None, :]
         return Moments(self.count, centre, total, gram)
 
+    def plus(self, other: Moments) -> Moments:
+        """The sums over the rows of both."""
+        if not (self.count and other.count):
+            return self if self.count else other
+        other = other.about(self.centre)
+        return Moments(self.count + other.count, self.centre, self.total + other.total, self.gram + other.gram)
+
     def mean(self) -> Floats:
         """E[x], (groups, K)."""
         return self.centre + self.total / max(self.count, 1)
@@ -103,9 +110,10 @@ class Sums:
 
     def plus(self, other: Sums) -> Sums:
         """The sums over the rows of both."""
-        a, other = self.inputs, other.about(self.inputs.centre, self.centre)
-        b = other.inputs
-        both = Moments(a.count + b.count, a.centre, a.total + b.total, a.gram + b.gram)
+        if not (self.inputs.count and other.inputs.count):
+            return self if self.inputs.count else other
+        both = self.inputs.plus(other.inputs)
+        other = other.about(self.inputs.centre, self.centre)
         return Sums(both, self.centre, self.cross + other.cross, self.total + other.total, self.squares + other.squares)
 
     def goal(self) -> Floats:

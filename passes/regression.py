@@ -5,6 +5,7 @@ For targets t and inputs x, W and b minimise E|t - W x - b|^2 + ridge |W - W0|^2
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +27,19 @@ class Model:
 
 def least_squares(sums: Sums, model: Model, ridge: float) -> tuple[Floats, Floats]:
     """W (groups, O, K) and b (groups, O); the ridge is a share of the mean diagonal of E[x x']."""
+    return next(with_ridges(sums, model, [ridge]))
+
+
+def with_ridges(sums: Sums, model: Model, ridges: Iterable[float]) -> Iterator[tuple[Floats, Floats]]:
+    """The same for each of several ridges."""
     grams, cross, _ = _moments(sums, model)
-    solved = [
-        w + solve(gram, c - w @ gram, damping(gram, ridge))
-        for gram, c, w in zip(grams, cross, model.start, strict=True)
-    ]
-    matrix = np.stack(solved)
-    return matrix, _bias(sums, model, matrix)
+    missing = [c - w @ gram for gram, c, w in zip(grams, cross, model.start, strict=True)]
+    for ridge in ridges:
+        solved = [
+            w + solve(gram, m, damping(gram, ridge)) for gram, m, w in zip(grams, missing, model.start, strict=True)
+        ]
+        matrix = np.stack(solved)
+        yield matrix, _bias(sums, model, matrix)
 
 
 def spread(sums: Sums, model: Model, matrix: Floats, power: float) -> tuple[Floats, Floats]:

@@ -7,6 +7,7 @@ one with the least mean KL(softmax L || softmax(a P + m)), m = E[L] - a E[P].
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..ir.ops.maps import Floats, channels_first, is_softmax
 from .consumers import Consumer, consumers_of
 from .coupling import Coupling
 from .recover import Weights, apply_weights, constants_of
-from .rows import Batches, Runner, pieces
+from .rows import Batches, Feeds, Runner, in_lanes, pieces
 from .teacher import Teacher
 
 MAX_EXAMPLES = 4000
@@ -100,11 +101,16 @@ def _logits(graph: Graph, batches: Batches, model: onnx.ModelProto, last: Consum
     """The logits (examples, classes) that a layer of a model gives, of so many examples or some more."""
     name = last.output
     runner = Runner(model, (name,))
+
+    def read(_: int, feeds: Feeds) -> Floats:
+        return channels_first(runner(feeds)[name], last.map.out_axis)[:, :, 0].astype(np.float64)
+
     rows: list[Floats] = []
-    for feeds in pieces(graph, batches, (name,)):
-        rows.append(channels_first(runner(feeds)[name], last.map.out_axis)[:, :, 0].astype(np.float64))
-        if sum(map(len, rows)) >= examples:
-            break
+    with closing(in_lanes(pieces(graph, batches, (name,)), read)) as done:
+        for piece in done:
+            rows.append(piece)
+            if sum(map(len, rows)) >= examples:
+                break
     return np.concatenate(rows)
 
 

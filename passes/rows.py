@@ -1,19 +1,22 @@
 """Rows: running a model over examples piece by piece, and reading sampled rows of what its weights are multiplied with.
 
-1. Examples go through in pieces whose tapped tensors fit into MEMORY_BYTES, whatever the size of the batches. The next
-   piece runs while the one before it is read (`ahead`).
+1. Examples go through in pieces whose tapped tensors fit into MEMORY_BYTES, whatever the size of the batches. LANES
+   pieces are at work at a time, each run and read in a thread of its own (`in_lanes`).
 2. Neighbouring positions of an image tell nearly the same: POSITIONS_PER_COLUMN positions per column (and image)
    are read, at random places, but at least MIN_POSITIONS: a Gram matrix of K columns sees 50 K rows from 500 images.
-   A refit reads fewer of each of more than MANY images, so that their rows together stay the same.
+   Who needs fewer rows reads a share of those (`targets`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -28,16 +31,21 @@ Feeds = Mapping[str, NDArray[Any]]
 Batches = Callable[[], Iterator[Feeds]]
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
+R = TypeVar("R")
 
 MEMORY_BYTES = 200_000_000
+
+LANES = 2
+"""Pieces at work at a time, on every machine, so that sums come out the same on all. One thread for numpy beside all of
+ONNX Runtime's kept 1.2 of two cores busy in a refit of ResNet20.
+"""
+
+LANE_BYTES = 1_000_000_000
+"""Sums of all lanes together; where they would be more there is one lane."""
+
 MAX_PIECE = 64
 POSITIONS_PER_COLUMN = 1 / 10
 MIN_POSITIONS = 20
-MANY = 1000
-"""Examples from which more rows gain a refit nothing: ResNet20 refitted from 2,000 images diverged by 0.267 and 0.275
-(two seeds, means of four networks) with all rows, 0.269 and 0.273 with half of them, 0.271 and 0.281 with a quarter.
-Statistics are better from all rows (0.259, with half of them 0.272; means of three runs).
-"""
 
 
 def pieces(graph: Graph, batches: Batches, taps: Sequence[str]) -> Iterator[Feeds]:
@@ -63,24 +71,41 @@ def piece_size(graph: Graph, taps: Sequence[str]) -> int:
     return int(np.clip(MEMORY_BYTES // max(wanted, 1), 1, MAX_PIECE))
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, each made in a thread of its own while the one before it is used: ONNX Runtime runs beside numpy."""
-    done = object()
-    with ThreadPoolExecutor(1) as maker:
-        made = maker.submit(next, items, done)
-        while (item := made.result()) is not done:
-            made = maker.submit(next, items, done)
-            yield cast(T, item)
+def in_lanes(items: Iterable[T], work: Callable[[int, T], R], lanes: int = LANES) -> Generator[R, None, None]:
+    """What `work(number, item)` gives for each item in turn, worked out in threads while further items are made.
+
+    Items whose numbers are equal modulo `lanes` are worked on one after the other, and may add to the same sums.
+    """
+    with ThreadPoolExecutor(lanes) as threads:
+        waiting: deque[Future[R]] = deque()
+        for number, item in enumerate(items):
+            if len(waiting) == lanes:
+                yield waiting.popleft().result()
+            waiting.append(threads.submit(work, number, item))
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def lanes_for(size: float) -> int:
+    """How many lanes may have sums of so many bytes each."""
+    return LANES if size * LANES <= LANE_BYTES else 1
+
+
+def available_cores() -> int:
+    """The cores that this process may use: fewer than the machine has where it is pinned (Linux), or in a container."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 @dataclass(slots=True)
 class Runner:
-    """Runs the part of a model that makes the tensors `taps` (in ONNX Runtime, on the CPU)."""
+    """Runs the part of a model that makes the tensors `taps` (in ONNX Runtime, on the CPU), in any lane."""
 
     model: onnx.ModelProto
     taps: tuple[str, ...]
     inputs: Mapping[str, int] = field(default_factory=dict)
     _session: Any = None
+    _making: Any = field(default_factory=threading.Lock)
 
     def __call__(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """The tapped tensors by name; those that are fed are handed through. TargetError when the model cannot run."""
@@ -89,8 +114,8 @@ class Runner:
         if not made:
             return found
         try:
-            if self._session is None:
-                self._session = session_of(cut(self.model, made, self.inputs))
+            with self._making:
+                self._session = self._session or session_of(cut(self.model, made, self.inputs))
             wanted = {port.name for port in self._session.get_inputs()}
             values = self._session.run(made, {name: value for name, value in feeds.items() if name in wanted})
         except Exception as error:
@@ -99,21 +124,18 @@ class Runner:
 
 
 def session_of(model: onnx.ModelProto) -> Any:
-    """A session on the CPU; its threads do not spin between runs, because numpy works there."""
+    """A session on the CPU for one lane's share of the cores; its threads do not spin, because numpy works there."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = max(1, available_cores() // LANES)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def sample(count: int, columns: int, rng: np.random.Generator, examples: int | None = None) -> Ints:
-    """Which of `count` output positions to read for so many columns (rule 2), in rising order.
-
-    `examples` tells from how many examples rows are read; None: not known, or few.
-    """
-    share = min(1.0, MANY / max(examples or 1, 1))
+def sample(count: int, columns: int, rng: np.random.Generator, share: float = 1.0) -> Ints:
+    """Which of `count` output positions to read for so many columns, in rising order: those of rule 2, or a share."""
     wanted = int(np.ceil(max(MIN_POSITIONS, columns * POSITIONS_PER_COLUMN) * share))
     if wanted >= count:
         return np.arange(count, dtype=np.int64)
@@ -129,7 +151,7 @@ def columns_of(tensor: Floats, window: Window, places: Ints) -> Floats:
     """The columns (groups, rows, channels x taps), float32 or more, that a window reads at the positions `places`."""
     x = channels_first(tensor, window.axis)  # (N, C, S)
     table = _table(window, spatial_sizes(tensor.shape, window.axis))[places]  # (P, k)
-    read = x[:, :, np.maximum(table, 0).reshape(-1)].reshape(*x.shape[:2], *table.shape)  # (N, C, P, k)
+    read = np.take(x, np.maximum(table, 0).reshape(-1), axis=2).reshape(*x.shape[:2], *table.shape)  # (N, C, P, k)
     if (table < 0).any():
         read[:, :, table < 0] = 0
     examples, channels = x.shape[:2]
@@ -139,7 +161,7 @@ def columns_of(tensor: Floats, window: Window, places: Ints) -> Floats:
 
 def outputs_of(tensor: Floats, axis: int, groups: int, places: Ints) -> Floats:
     """The rows (groups, rows, outputs), float32 or more, of an output tensor at the positions `places`."""
-    y = channels_first(tensor, axis)[:, :, places]  # (N, O, P)
+    y = np.take(channels_first(tensor, axis), places, axis=2)  # (N, O, P)
     blocks = y.reshape(len(y), groups, -1, len(places)).transpose(1, 0, 3, 2)
     return np.ascontiguousarray(blocks, dtype=_at_least_float32(y)).reshape(groups, len(y) * len(places), -1)
 

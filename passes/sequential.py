@@ -28,8 +28,8 @@ from .gram import Statistics
 from .importance import RIDGE
 from .moments import Sums
 from .recover import Weights, apply_weights, constants_of, refit_symmetric, write_weights
-from .regression import Model, least_squares, spread
-from .rows import Batches, Feeds, Progress, Runner, ahead, columns_of, outputs_of, positions
+from .regression import Model, least_squares, spread, with_ridges
+from .rows import Batches, Feeds, Progress, Runner, columns_of, in_lanes, lanes_for, outputs_of, positions
 from .spill import Spill
 from .targets import Target, Targets
 
@@ -104,12 +104,18 @@ class _Run:
         fresh = Spill() if border and room else None
         taps = [*(name for fit in now for name in fit.taps), *(border if fresh is not None else ())]
         runner = Runner(self.model, tuple(dict.fromkeys(taps)), self.border)
-        for piece, values in enumerate(ahead(map(runner, self._source()))):
+        lanes = lanes_for(sum(fit.sums_bytes for fit in now))
+
+        def read(piece: int, feeds: Feeds) -> None:
+            values = runner(feeds)
             for fit in now:
-                self._gather(fit, values, piece)
+                self._gather(fit, values, piece, piece % lanes)
             if fresh is not None:
                 for name in border:
                     fresh.put((name, piece), values[name])
+
+        for _ in in_lanes(self._source(), read, lanes):
+            pass
         found: Weights = {}
         for fit in now:
             found |= _solve(self.graph, fit, constants_of(self.model))
@@ -127,19 +133,20 @@ class _Run:
             return self.targets.pieces()
         return ({name: aside.get((name, piece)) for name in names} for piece in range(self.targets.count))
 
-    def _gather(self, fit: Fit, values: Mapping[str, Floats], piece: int) -> None:
-        """Adds the rows of a piece to the sums of a fit; a part of the examples is held out."""
+    def _gather(self, fit: Fit, values: Mapping[str, Floats], piece: int, lane: int) -> None:
+        """Adds the rows of a piece to a lane's sums of a fit; a part of the examples is held out."""
         tensor, target = values[fit.item.data], target_of(fit)
         places = self.targets.places(target, positions(fit.window, tensor.shape), piece)
         x = columns_of(tensor, fit.window, places)
         t = _kept_rows(fit, self.targets.rows(target, piece))
         if fit.stream:
             t -= outputs_of(values[fit.stream], fit.target_axis, len(t), places)
-        if fit.fitted is None or fit.held is None:
-            fit.fitted, fit.held = (Sums.empty(len(x), t.shape[2], x.shape[2]) for _ in range(2))
+        if lane not in fit.sums:
+            fit.sums[lane] = tuple(Sums.empty(len(x), t.shape[2], x.shape[2]) for _ in range(2))
+        fitted, held = fit.sums[lane]
         split = _inside(x.shape[1] // len(places), piece) * len(places)
-        fit.fitted.add(x[:, :split], t[:, :split])
-        fit.held.add(x[:, split:], t[:, split:])
+        fitted.add(x[:, :split], t[:, :split])
+        held.add(x[:, split:], t[:, split:])
 
 
 def _inside(examples: int, piece: int) -> int:
@@ -176,7 +183,7 @@ def _solve(graph: Graph, fit: Fit, tensors: Mapping[str, onnx.TensorProto]) -> W
     model = Model(start, fit.fixed, centred=bool(item.bias.name))
     ridge = RIDGE
     if held.inputs.count:
-        losses = {ridge: held.loss(*least_squares(fitted, model, ridge)) for ridge in RIDGES}
+        losses = {r: held.loss(*found) for r, found in zip(RIDGES, with_ridges(fitted, model, RIDGES), strict=True)}
         ridge = min(losses, key=lambda ridge: losses[ridge])
         if not losses[ridge] < held.loss(start, _own_bias(graph, fit, tensors)):
             return {}

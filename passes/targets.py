@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,7 +18,7 @@ import numpy as np
 from ..ir.graph import Graph
 from ..ir.ops.maps import Floats, Ints, spatial_sizes
 from .consumers import Consumer
-from .rows import Batches, Feeds, Runner, ahead, outputs_of, pieces, sample
+from .rows import Batches, Feeds, Runner, in_lanes, outputs_of, pieces, sample
 from .spill import Spill
 
 DISK_BYTES = 4_000_000_000
@@ -37,7 +38,7 @@ class Target:
 class Targets:
     """The rows by target and piece, for refits of networks narrowed from one original.
 
-    `examples`, where it is known, is how many `batches` have: of many examples fewer rows each are read (`rows`).
+    `share` is that of the rows of each example that are read (`rows`, rule 2).
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Targets:
         consumers: Collection[Consumer],
         batches: Batches,
         *,
-        examples: int | None = None,
+        share: float = 1.0,
         seed: int = 0,
     ) -> None:
-        self.graph, self.batches, self.seed, self.given = graph, batches, seed, examples
+        self.graph, self.batches, self.seed, self.share = graph, batches, seed, share
         self.count = self.examples = 0
         # pieces must be the same for all refits, whatever they tap
         self._taps = tuple(dict.fromkeys(name for item in consumers for name in (item.output, item.data)))
@@ -68,7 +69,7 @@ class Targets:
     def places(self, target: Target, positions: int, piece: int) -> Ints:
         """The sampled ones of so many positions."""
         rng = np.random.default_rng((self.seed, target.node, piece))
-        return sample(positions, target.columns, rng, self.given)
+        return sample(positions, target.columns, rng, self.share)
 
     def read(self, wanted: Sequence[Target]) -> None:
         """Puts the rows of those that are not there yet aside."""
@@ -77,18 +78,27 @@ class Targets:
             return
         bounded = not self.count
         runner = Runner(self.graph.model, tuple(dict.fromkeys(target.tensor for target in new)))
-        runs = ((feeds, runner(feeds)) for feeds in self.pieces())
-        for piece, (feeds, values) in enumerate(ahead(runs)):
+
+        def put_aside(piece: int, feeds: Feeds) -> tuple[int, int]:
+            values, size = runner(feeds), 0
             for target in new:
                 tensor = values[target.tensor]
                 positions = int(np.prod(spatial_sizes(tensor.shape, target.axis)))
                 rows = outputs_of(tensor, target.axis, target.groups, self.places(target, positions, piece))
-                self._rows.put((target, piece), rows.astype(np.float32, copy=False))
-            if bounded:
-                self.count += 1
-                self.examples += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
-                if self._rows.size > DISK_BYTES:
-                    break
+                rows = rows.astype(np.float32, copy=False)
+                self._rows.put((target, piece), rows)
+                size += rows.nbytes
+            return size, max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+
+        total = 0
+        with closing(in_lanes(self.pieces(), put_aside)) as done:
+            for size, examples in done:
+                total += size
+                if bounded:
+                    self.count += 1
+                    self.examples += examples
+                    if total > DISK_BYTES:
+                        break
         self._known.update(new)
 
     def rows(self, target: Target, piece: int) -> Floats:

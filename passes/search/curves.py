@@ -2,7 +2,8 @@
 
 1. The error of a group at a width is the share of its consumers' outputs that the best refit cannot give back
    (`UnitOrder.error`); errors of groups are taken to add up.
-2. What a width saves is the cost of the whole network less its cost with that group alone at that width.
+2. What a width saves is the cost of the whole network less its cost with that group alone at that width; in the
+   resources that are limited, or in any other one (`by`).
 3. Greedy on the lower convex hull of each group's (saving, error) points: the step of the least error per saving is
    taken until the whole network's estimate is within the limits (a Lagrangian knapsack).
 
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import Choice, Cost, Score, Widths, full_widths, over
+from .common import Choice, Cost, Costs, Score, Widths, full_widths, over
 
 POWERS = (0.5, 1.0, 2.0)
 """Errors are raised to these powers, one proposal for each: how much a large error in one place counts against many."""
@@ -39,14 +40,24 @@ def least_error(curves: Curves) -> Score:
     return lambda widths: -summed_error(curves, widths)
 
 
-def pool_of(groups: Sequence[Choice], curves: Curves, cost: Cost, powers: Sequence[float] = POWERS) -> Pool:
-    """A function that gives, for limits by resource, the networks that the error curves propose within them."""
+def pool_of(
+    groups: Sequence[Choice],
+    curves: Curves,
+    cost: Cost,
+    powers: Sequence[float] = POWERS,
+    by: Callable[[Mapping[str, int]], Costs] | None = None,
+) -> Pool:
+    """A function that gives, for limits by resource, the networks that the error curves propose within them.
+
+    Savings are counted in the costs that `by` gives, where it is there, and in the resources of the limits otherwise.
+    """
     ladders: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
 
     def propose(limits: Mapping[str, float]) -> list[Widths]:
         names = tuple(sorted(limits))
         if names not in ladders:
-            ladders[names] = [_ladder(groups, curves, cost, names, power) for power in powers]
+            saving = by or (lambda widths: {name: cost(widths)[name] for name in names})
+            ladders[names] = [_ladder(groups, curves, saving, power) for power in powers]
         found = [_descend(groups, ladder, cost, limits) for ladder in ladders[names]]
         distinct = {tuple(widths.items()): widths for widths in found if widths is not None}
         return list(distinct.values())
@@ -55,7 +66,7 @@ def pool_of(groups: Sequence[Choice], curves: Curves, cost: Cost, powers: Sequen
 
 
 def _ladder(
-    groups: Sequence[Choice], curves: Curves, cost: Cost, names: Sequence[str], power: float
+    groups: Sequence[Choice], curves: Curves, cost: Callable[[Mapping[str, int]], Costs], power: float
 ) -> list[tuple[str, int]]:
     """All (group, width) steps, those of least error per saving first (rule 3)."""
     full = full_widths(groups)
@@ -63,10 +74,8 @@ def _ladder(
     steps: list[tuple[float, str, int]] = []
     for group in groups:
         widths = sorted(group.widths, reverse=True)
-        saved = [
-            float(np.mean([(start[n] - cost(full | {group.id: width})[n]) / start[n] for n in names]))
-            for width in widths
-        ]
+        costs = [cost(full | {group.id: width}) for width in widths]
+        saved = [float(np.mean([(start[name] - own[name]) / start[name] for name in start])) for own in costs]
         error = [float(curves[group.id][width]) ** power for width in widths]
         steps += [(slope, group.id, widths[place]) for slope, place in _hull(saved, error)]
     return [(name, width) for _, name, width in sorted(steps)]

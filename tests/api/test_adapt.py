@@ -140,14 +140,14 @@ def test_a_killed_run_resumes(little, tmp_path):
         "cli._run(['adapt', *sys.argv[1:]])\n"
     )
     arguments = [str(little[0]), "--budget", "macs=0.8x", "--data", str(little[1]), "-o", str(output), "--quiet"]
-    arguments += ["--finetune", "none", "--min-keep", "0.25"]
+    arguments += ["--finetune", "none", "--min-keep", "0.25", "--step", "0.05"]
     killed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
     assert killed.returncode == 9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx.journal.jsonl"]
     from onnx_netadapt import cli
 
     assert cli._run(["adapt", *arguments, "--resume"]) == 0
-    whole = na.adapt(little[0], "macs=0.8x", data=str(little[1]), **OPTIONS)
+    whole = na.adapt(little[0], "macs=0.8x", data=str(little[1]), step=0.05, **OPTIONS)
     assert output.read_bytes() == whole.model.SerializeToString(deterministic=True)  # also: same seed, same bytes
 
 

@@ -57,12 +57,17 @@ class Dear:
         factor = 1.0 if dict(widths) == self.winner else self.factor
         return {name: factor * value for name, value in self.bench.cost.measure(widths).items()}
 
+    def arithmetic(self, widths):
+        return self.bench.cost.arithmetic(widths)
+
     def at_length(self, widths, *, relative):
         return {}
 
 
 def _settle(bench, searcher, result):
-    return settle(bench.at(bench.run), bench.statistics, searcher, result)
+    found, met = settle(bench.at(bench.run), bench.statistics, searcher, result)
+    assert met
+    return found
 
 
 def test_an_unwise_network_is_replaced_by_a_better_one_within_the_budget(bench, searcher):

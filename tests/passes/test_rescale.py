@@ -148,15 +148,15 @@ def test_the_loss_from_sums_is_the_mean_square() -> None:
     assert one.plus(two).loss(w, b) == pytest.approx(float(((t - x @ w[0].T - b[0]) ** 2).sum(axis=1).mean()))
 
 
+@pytest.mark.parametrize("held", [0, 16, 10**6])
 def test_what_is_put_aside_comes_back_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    spill = Spill()
+    spill = Spill(held)
     arrays = [np.arange(6.0).reshape(2, 3), np.zeros((0, 4), np.int64), np.float16([[1], [2]]), np.array(3)]
     for number, array in enumerate(arrays):
         spill.put(("a", number), array)
-    assert spill.size == sum(array.nbytes for array in arrays)
     for number, array in reversed(list(enumerate(arrays))):
         found = spill.get(("a", number))
         assert found.dtype == array.dtype
