@@ -3,11 +3,12 @@
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from onnx_netadapt.functions import function_arrays
-from onnx_netadapt.images import array_numbers, folder_data
+from onnx_netadapt.images import Reader, array_reader, folder_data
 from onnx_netadapt.inputs import Array, Data, Feeds, Indices, Inputs, ModelInput, checked, model_inputs
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.preprocess import Preprocess, Size, fitted_to, parsed
@@ -69,17 +70,20 @@ def array_data(
     if unused:
         warnings += (f"{origin}: arrays not used: {', '.join(unused)} (labels are called {LABELS!r})",)
 
-    def read_by(indices: Indices, recipes: Mapping[str, Preprocess]) -> Feeds:
+    def readers(size: Size | None = None) -> dict[str, Reader]:
+        """How each input is read, images at another size where that is given."""
         return {
-            name: _converted(array, indices, wanted[name], recipes.get(name), f"{origin}: array {name!r}")
+            name: _reader(array, wanted[name], _at(recipes.get(name), size), f"{origin}: array {name!r}")
             for name, array in found.items()
         }
 
+    own, sized = readers(), lru_cache(maxsize=None)(readers)
+
     def read(indices: Indices) -> Feeds:
-        return read_by(indices, recipes)
+        return {name: reader(indices) for name, reader in own.items()}
 
     def resized(indices: Indices, size: Size) -> Feeds:
-        return read_by(indices, {name: recipe.at(size) for name, recipe in recipes.items()})
+        return {name: reader(indices) for name, reader in sized(size).items()}
 
     read(np.zeros(1, dtype=np.int64))  # what does not fit is said now, not in the middle of the work
     told = f"{n} examples of {origin}"
@@ -151,6 +155,11 @@ def _labels(labels: Array | None, n: int, origin: str) -> Array | None:
     return flat.astype(np.int64) if whole else flat
 
 
-def _converted(array: Array, indices: Indices, wanted: ModelInput, recipe: Preprocess | None, where: str) -> Array:
-    part = array[indices] if array.ndim else array
-    return wanted.fitted(part, where) if recipe is None else array_numbers(part, recipe, where)
+def _at(recipe: Preprocess | None, size: Size | None) -> Preprocess | None:
+    return recipe if recipe is None or size is None else recipe.at(size)
+
+
+def _reader(array: Array, wanted: ModelInput, recipe: Preprocess | None, where: str) -> Reader:
+    if recipe is not None:
+        return array_reader(array, recipe, where)
+    return lambda indices: wanted.fitted(array[indices] if array.ndim else array, where)

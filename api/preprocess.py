@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Size = tuple[int, int]
+Pixels = npt.NDArray[np.uint8]
 _KNOWN = "imagenet, or size=, crop=, scale=, mean=, std=, layout=, order= separated by commas"
 
 
@@ -67,9 +68,8 @@ class Preprocess:
         shape = (*self.target.shape[:low], *size, *self.target.shape[high:])
         return replace(self, size=size, target=replace(self.target, shape=shape))
 
-    def numbers(self, images: Sequence["Image.Image"], where: str) -> Array:
-        """The model's input, (n, C, H, W) or (n, H, W, C), made of pillow images; InputError where they do not fit."""
-        pixels = [self._pixels(image, where) for image in images]
+    def numbers(self, pixels: Sequence[Pixels], where: str) -> Array:
+        """The model's input, (n, C, H, W) or (n, H, W, C), made of `pixels`; InputError where they do not fit."""
         if len({p.shape for p in pixels}) > 1:
             raise InputError(
                 f"{where}: images have different sizes, such as {pixels[0].shape[:2]} and "
@@ -81,8 +81,8 @@ class Preprocess:
         values = stacked if self.target.dtype.kind in "iu" else self._normalised(stacked)
         return self.target.fitted(np.ascontiguousarray(values), where)
 
-    def _pixels(self, image: "Image.Image", where: str) -> npt.NDArray[np.uint8]:
-        """Bytes (H, W, C)."""
+    def pixels(self, image: "Image.Image", where: str) -> Pixels:
+        """The bytes (H, W, C) of a pillow image (rules 1 and 2); InputError where it has other numbers than bytes."""
         if image.mode[0] in "IF":
             raise InputError(
                 f"{where}: an image has more than 8 bits for each channel ({image.mode}); save it with 8 bits"

@@ -110,7 +110,8 @@ def test_images_come_in_the_asked_order_with_their_labels(tmp_path: Path) -> Non
     assert [labels.tolist() for _, labels in got if labels is not None] == [[4, 0], [3]]
 
 
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_netadapt.images.KEPT_BYTES", 3 * 101 * 103 * 3)
     for i in range(40):
         _save(tmp_path / f"{i:02}.png", np.full((101, 103, 3), i, np.uint8))
 
@@ -200,3 +201,36 @@ def test_folders_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").rmdir()
     with pytest.raises(InputError, match="same class"):
         load_data(str(tmp_path), _inputs(1, 3, 5, 7), "scale=1")
+
+
+@pytest.mark.parametrize("room", [10**9, 2 * 6 * 6 * 3, 0])
+def test_an_image_is_decoded_once_as_long_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    images = [_bytes(6, 6, 3) for _ in range(4)]
+    for name, image in zip("abcd", images, strict=True):
+        _save(tmp_path / f"{name}.png", image)
+    opened, open_image = [], Image.open
+    monkeypatch.setattr("onnx_netadapt.images.KEPT_BYTES", room)
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path.name) or open_image(path))
+    data = load_data(str(tmp_path), _inputs("N", 6, 6, 3), "scale=1")
+    for order in ([0, 1, 2, 3], [3, 1, 1, 0]):
+        got = data.read(np.array(order))["image"]
+        np.testing.assert_array_equal(got, [images[place] for place in order])
+    # the first one is looked at when the folder is opened
+    wanted = {10**9: "abcd", 2 * 6 * 6 * 3: "abcdd", 0: "aabcddbba"}[room]
+    assert "".join(name[0] for name in opened) == wanted
+
+
+def test_images_at_another_size_are_not_those_that_were_kept(tmp_path: Path) -> None:
+    _save(tmp_path / "a.png", _bytes(8, 8, 3))
+    data = load_data(str(tmp_path), _inputs("N", 8, 8, 3), "scale=1")
+    assert data.resized is not None
+    whole, small, again = (
+        data.read(np.array([0]))["image"],
+        data.resized(np.array([0]), (4, 4))["image"],
+        data.resized(np.array([0]), (4, 4))["image"],
+    )
+    assert (whole.shape, small.shape) == ((1, 8, 8, 3), (1, 4, 4, 3))
+    np.testing.assert_array_equal(small, again)
+    np.testing.assert_array_equal(whole, data.read(np.array([0]))["image"])
