@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx_netadapt.costs import STEP_ROUNDS, STEP_SECONDS
 from onnx_netadapt.evaluate import Evaluator
-from onnx_netadapt.finalists import EXAMPLES, refitted, rescaler_of
+from onnx_netadapt.finalists import EXAMPLES, ROWS, refitted, rescaler_of
 from onnx_netadapt.inputs import Feeds
 from onnx_netadapt.ir.errors import InputError, NetAdaptError
 from onnx_netadapt.metrics import Metric, is_classifier
@@ -250,7 +250,7 @@ class _Judge:
         with (
             self.sized.run.timed("downsampling"),
             one_blas_thread(),
-            closing(Targets(narrowing.graph, statistics.consumers.all, batches)) as targets,
+            closing(Targets(narrowing.graph, statistics.consumers.all, batches, share=ROWS)) as targets,
         ):
             models = (refitted(narrowing, statistics, widths, targets, self._rescaler) for widths in networks)
             return [self.evaluator.score(model) for model in models]

@@ -10,7 +10,7 @@ from onnx_netadapt.inputs import Data, Feeds, Indices
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.graph import Graph
 from onnx_netadapt.metrics import Metric, Outputs
-from onnx_netadapt.passes.rows import available_cores
+from onnx_netadapt.passes.rows import available_cores, examples_in
 from onnx_netadapt.passes.sharing import Part
 from onnx_netadapt.profiler import Target
 
@@ -157,7 +157,7 @@ class Evaluator:
             yield from ((row, outputs) for row in range(number))
             return
         fixed = any(port.dims and port.dims[0] is not None for port in self.graph.inputs)
-        size = max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+        size = examples_in(feeds)
         step = 1 if fixed else max(1, ROWS // size)
         if step == 1:
             for row in range(number):

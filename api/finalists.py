@@ -4,11 +4,10 @@
    ranks small steps well, but not networks that are cut in different places: damage early in the network, which the
    refit front to back repairs, counts too much. (ResNet20 at half the MACs: the network that scored worst of 18 in the
    search, -2.0 against -0.65, was the best of them after that refit, -0.20 against -0.25.)
-2. So the winner meets some networks of the same cost: uniform ones, and those of the error curves (FAMILIES), over all
-   groups and over those that one layer alone reads; where branches may go whole, also networks that keep all of them;
-   where the input has sizes, also networks of the winner's size. What measures over the budget is trimmed to it first.
-   Each is refitted front to back, its logits are rescaled, and it is judged on the selection set, all at the input
-   size that it takes.
+2. So the winner meets some networks of the same cost: a uniform one, and those of the error curves (FAMILIES); where
+   branches may go whole, also networks that keep all of them; where the input has sizes, also networks of the winner's
+   size. What measures over the budget is trimmed to it first. Each is refitted front to back, its logits are rescaled,
+   and it is judged on the selection set, all at the input size that it takes.
 3. The best one that is within the budget by a long measurement is taken, and what it leaves of the budget is spent. One
    that is over it then is trimmed once more, and judged again.
 """
@@ -17,7 +16,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 import onnx
@@ -29,7 +28,7 @@ from onnx_netadapt.passes.recover import apply_weights
 from onnx_netadapt.passes.rescale import Rescaler
 from onnx_netadapt.passes.rows import Batches
 from onnx_netadapt.passes.search import Choice, SearchResult, Step
-from onnx_netadapt.passes.search.common import Key, Widths, full_widths, key_of, over, without_depth
+from onnx_netadapt.passes.search.common import Key, Widths, full_widths, in_estimates, key_of, over, without_depth
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.search.descent import within
 from onnx_netadapt.passes.search.multiplier import uniform
@@ -61,7 +60,9 @@ that was 0.71 and 0.43; 0.79 and 0.62 with all rows of 512, 0.79 and 0.24 with t
 """
 
 MOST = 5
-"""Finalists beside the winner; twice as many where branches may go whole, and again where the input has sizes."""
+"""Finalists beside the winner, the uniform one and those from elsewhere among them; twice as many where branches may go
+whole, and again where the input has sizes.
+"""
 
 DOUBT = 0.1
 """The first uniform network whose estimate is over the budget by no more than this is measured; its own error then
@@ -75,13 +76,13 @@ ALL_MACS = 5e8
 
 
 def settle(
-    at: At, statistics: Statistics, searcher: Searcher, result: SearchResult, proposed: Sequence[Widths] = ()
+    at: At, searcher: Searcher, result: SearchResult, proposed: Sequence[Widths] = ()
 ) -> tuple[SearchResult, bool]:
     """The search's result, or a better network of the same cost, as a further step of it; and whether it meets every
     budget by a long measurement (it may not with `best_effort`).
 
-    `at` gives the stage that a network is judged in, `statistics` those of the model's own input size, `proposed` are
-    networks from elsewhere that stand beside the error curves'. Raises BudgetError when none meets the budgets.
+    `at` gives the stage that a network is judged in, `proposed` are networks from elsewhere that stand beside the error
+    curves'. Raises BudgetError when none meets the budgets.
     """
     run, narrowing = searcher.run, searcher.narrowing
     with (
@@ -91,7 +92,7 @@ def settle(
         closing(_Judge(at, batches_for(run, EXAMPLES))) as judge,
     ):
         known = [widths for widths in _distinct([*_uniform(searcher), *proposed]) if widths != result.widths]
-        rivals = [*known, *(_rivals(narrowing, statistics, searcher, result, known) if _wants_rivals(run) else ())]
+        rivals = [*known, *(_rivals(narrowing, searcher, result, known) if _wants_rivals(run) else ())]
         fitted = [found for widths in rivals if (found := searcher.fitted(widths)) is not None]
         networks = _distinct([dict(result.widths), *fitted])
         if len(networks) == 1:
@@ -134,7 +135,7 @@ class _Judge:
         return stage.evaluator.score(model)
 
     def close(self) -> None:
-        """Deletes what is on the disk."""
+        """Lets go of what was put aside."""
         for targets, _ in self._made.values():
             targets.close()
 
@@ -159,36 +160,34 @@ def refitted(
 
 
 def _rivals(
-    narrowing: Narrowing, statistics: Statistics, searcher: Searcher, result: SearchResult, known: Sequence[Widths]
+    narrowing: Narrowing, searcher: Searcher, result: SearchResult, known: Sequence[Widths]
 ) -> Iterator[dict[str, int]]:
     """Other networks of the result's cost (rule 2), by estimates corrected at the result."""
-    present, narrow = searcher.cost(result.widths), without_depth(searcher.choices)
-    aims = lowered(searcher.limits, AIM)
-    limits = {name: limit * present[name] / result.measured[name] for name, limit in aims.items()}
+    narrow = without_depth(searcher.choices)
+    limits = in_estimates(lowered(searcher.limits, AIM), searcher.cost(result.widths), result.measured)
     full, seen = full_widths(searcher.choices), [dict(result.widths), *known]
     kinds = [searcher.choices]
     if narrow != searcher.choices:
         kinds.append(narrow)
     if any(choice.apart and len(choice.widths) > 1 for choice in searcher.choices):
         kinds += [_at_size_of(result, kind) for kind in kinds]
-    most = int(np.clip(ALL_MACS / max(narrowing.sizes.macs(narrowing.full), 1), FEWEST, MOST))
-    for kind in kinds:
-        fresh = (full | widths for widths in _proposals(narrowing, searcher, _scopes(kind, statistics), limits))
-        for widths in islice((widths for widths in fresh if widths not in seen), max(most - len(known), 0)):
-            seen.append(widths)
-            yield widths
+    most = int(np.clip(ALL_MACS / max(narrowing.sizes.macs(narrowing.full), 1), FEWEST, MOST)) * len(kinds)
+    turns = zip_longest(*(_proposals(narrowing, searcher, kind, limits) for kind in kinds))
+    fresh = (full | widths for turn in turns for widths in turn if widths is not None)
+    for widths in islice((widths for widths in fresh if widths not in seen), max(most - len(known), 0)):
+        seen.append(widths)
+        yield widths
 
 
 def _proposals(
-    narrowing: Narrowing, searcher: Searcher, scopes: Sequence[list[Choice]], limits: Mapping[str, float]
+    narrowing: Narrowing, searcher: Searcher, choices: list[Choice], limits: Mapping[str, float]
 ) -> Iterator[Widths]:
-    """The networks of FAMILIES over some scopes."""
+    """The networks of FAMILIES."""
     curves = {"shares": narrowing.curves, "amounts": narrowing.amounts}
-    for choices in scopes:
-        for name, power, arithmetic in FAMILIES:
-            if (curve := curves[name]) is not None:
-                by = searcher.cost.arithmetic if arithmetic else None
-                yield from pool_of(choices, curve, searcher.cost, (power,), by)(limits)
+    for name, power, arithmetic in FAMILIES:
+        if (curve := curves[name]) is not None:
+            by = searcher.cost.arithmetic if arithmetic else None
+            yield from pool_of(choices, curve, searcher.cost, (power,), by)(limits)
 
 
 def _distinct(networks: Sequence[Widths]) -> list[Widths]:
@@ -211,7 +210,7 @@ def _uniform(searcher: Searcher) -> list[Widths]:
             continue
         measured = searcher.cost.measure(widths)
         if not over(measured, aims):
-            return [widths]
+            return [full_widths(searcher.choices) | widths]
         scale = {name: measured[name] / estimate[name] for name in aims if estimate[name]}
     return []
 
@@ -219,13 +218,6 @@ def _uniform(searcher: Searcher) -> list[Widths]:
 def _at_size_of(result: SearchResult, choices: list[Choice]) -> list[Choice]:
     """The choices with the size of the input left as the result has it."""
     return [replace(choice, widths=(result.widths[choice.id],)) if choice.apart else choice for choice in choices]
-
-
-def _scopes(choices: list[Choice], statistics: Statistics) -> list[list[Choice]]:
-    """All groups, and those that one layer alone reads."""
-    readers = statistics.consumers.by_group
-    inner = [choice for choice in choices if choice.apart or len(readers.get(choice.id, ())) == 1]
-    return [choices, inner] if 0 < len(inner) < len(choices) else [choices]
 
 
 def _best_within(

@@ -16,16 +16,16 @@ from onnx_netadapt.passes.finetune_task import features_of
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.recover import apply_weights, refit_symmetric
 from onnx_netadapt.passes.rescale import Rescaler
-from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.sequential import examples_needed, refit_sequential
 from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
 from onnx_netadapt.run import Run, batches_for, first_batches, one_blas_thread
 
 REFIT_EXAMPLES = 1000
-"""Calibration examples of the last refit, and no more: ResNet20 at half its multiply-accumulates, refitted from these,
-diverged by 0.260 on other images, from 2,000 with half as many rows of each by 0.260, from 500 by 0.283 (means of three
-seeds). The statistics that it starts from are of all examples.
+"""Calibration examples of the last refit, and more only where a layer needs them: ResNet20 at half its
+multiply-accumulates, refitted from these, diverged by 0.260 on other images, from 2,000 with half as many rows of each
+by 0.260, from 500 by 0.283 (means of three seeds). The statistics that it starts from are of all examples.
 """
 
 RESCALE_EXAMPLES = 1000
@@ -96,7 +96,8 @@ def _refitted(
     start = sliced
     if kept:
         candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
-        batches = first_batches(run, batches_for(run, REFIT_EXAMPLES))
+        examples = max(REFIT_EXAMPLES, examples_needed(coupling.graph, statistics.consumers.all))
+        batches = first_batches(run, batches_for(run, examples))
         with closing(Targets(coupling.graph, statistics.consumers.all, batches)) as targets:
             weights = refit_sequential(coupling, kept, sliced, targets, statistics, progress=report)
         start = candidates["closed form, front to back"] = apply_weights(sliced, weights)

@@ -1,4 +1,4 @@
-"""Images as data: folders of them, decoded when they are asked for, and bytes of images in arrays.
+"""Images as data: folders of them, decoded when they are first asked for, and bytes of images in arrays.
 
 A sub-folder is a class. Names that are all numbers are the class index; others are numbered in the order
 of their names.
@@ -43,7 +43,7 @@ def folder_data(folder: Path, wanted: dict[str, ModelInput], preprocess: str | N
         )
 
     def reader(recipe: Preprocess) -> Reader:
-        return _reader(lambda place: _decoded(paths[place], recipe), recipe, str(folder))
+        return _reader(lambda place: _decoded(paths[place], recipe), recipe, str(folder), KEPT_BYTES)
 
     read, sized = reader(recipe), lru_cache(maxsize=None)(lambda size: reader(recipe.at(size)))
     read(np.zeros(1, dtype=np.int64))  # what does not fit is said now, not in the middle of the work
@@ -67,13 +67,14 @@ def array_reader(pixels: Pixels, recipe: Preprocess, where: str) -> Reader:
             "transpose the array"
         )
     flat = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
-    return _reader(lambda at: recipe.pixels(Image.fromarray(np.ascontiguousarray(flat[at])), where), recipe, where)
+    room = 0 if recipe.size in (None, flat.shape[1:3]) else KEPT_BYTES  # what is in memory already is not kept twice
+    made = lambda place: recipe.pixels(Image.fromarray(np.ascontiguousarray(flat[place])), where)  # noqa: E731
+    return _reader(made, recipe, where, room)
 
 
-def _reader(made: Callable[[int], Pixels], recipe: Preprocess, where: str) -> Reader:
+def _reader(made: Callable[[int], Pixels], recipe: Preprocess, where: str, room: int) -> Reader:
     """Reads images as the model's input; their bytes are kept as long as there is room, for every pass asks again."""
     kept: dict[int, Pixels] = {}
-    room = KEPT_BYTES
 
     def pixels(place: int) -> Pixels:
         nonlocal room

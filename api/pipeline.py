@@ -175,8 +175,8 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
     if note := result.facts.get("predictor", {}).get("fell_back"):
         run.warnings.append(note)
     at = bench.at(run)
-    if met and settles and bench.statistics is not None:
-        result, met = settle(at, bench.statistics, searcher, result, known)
+    if met and settles:
+        result, met = settle(at, searcher, result, known)
     done = _finished(run, searcher, at, result, met)
     stage, model = done.stage, without_record(done.model)
     with run.timed("report"):

@@ -86,7 +86,7 @@ class Run:
 
 def batches_for(run: Run, examples: int) -> int:
     """How many batches have so many calibration examples."""
-    return max(1, examples // batch_size(run.graph))
+    return -(-examples // batch_size(run.graph))
 
 
 def first_batches(run: Run, count: int) -> Batches:

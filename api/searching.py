@@ -13,7 +13,16 @@ from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search import Choice, Step, load_search
 from onnx_netadapt.passes.search.chamnet import SampleStore
-from onnx_netadapt.passes.search.common import Journal, ListJournal, Score, SearchResult, Widths, least_widths, over
+from onnx_netadapt.passes.search.common import (
+    Journal,
+    ListJournal,
+    Score,
+    SearchResult,
+    Widths,
+    in_estimates,
+    least_widths,
+    over,
+)
 from onnx_netadapt.passes.search.curves import least_error, pool_of
 from onnx_netadapt.passes.search.polish import polish
 from onnx_netadapt.passes.search.trim import trim
@@ -79,12 +88,19 @@ class Searcher:
             try:
                 result = self._search(lowered(self.limits, AIM), told, self.keywords, self.run.options.search)
             except BudgetError:
-                if not self.run.options.best_effort:
-                    raise
-                widths = least_widths(self.choices)
-                return SearchResult(widths, self.cost.measure(widths), tuple(told.past)), False
+                result = self._smallest(told.past)
+                if over(result.measured, lowered(self.limits, SURE)):
+                    if not self.run.options.best_effort:
+                        raise
+                    return result, False
             result = self._with_free_channels(result)
             return self.confirm(result, SURE) if confirmed else (result, True)
+
+    def _smallest(self, past: Sequence[Step]) -> SearchResult:
+        """The smallest network, measured at length: one short measurement in a noisy moment must not end a run."""
+        widths = least_widths(self.choices)
+        result = SearchResult(widths, self.cost.measure(widths), tuple(past))
+        return replace(result, measured=self.at_length(result))
 
     def _with_free_channels(self, result: SearchResult) -> SearchResult:
         """The result with what its target gives for nothing, if a measurement agrees that it costs nothing."""
@@ -105,7 +121,7 @@ class Searcher:
         return search(self.run.graph, self.choices, self.cost, self.score, aims, rng=rng, journal=journal, **keywords)
 
     def confirm(self, result: SearchResult, ceiling: float, *, fill: bool = True) -> tuple[SearchResult, bool]:
-        """Measures the winner at length: while it is above the ceiling (a share of the budget) the search goes on, and
+        """Measures the winner at length: while it is above the ceiling (a share of the budget) it is made narrower, and
         what it leaves of the budget is spent as at a search's end, unless `fill` is off.
         """
         limits = lowered(self.limits, ceiling)
@@ -132,13 +148,19 @@ class Searcher:
 
     def fitted(self, widths: Widths) -> Widths | None:
         """A network from elsewhere, trimmed as short measurements ask for; None when it stays over the budget."""
-        aims = lowered(self.limits, AIM)
-        found: Widths | None = widths
-        for _ in range(TRIMS):
-            if found is None or not over(measured := self.cost.measure(found), aims):
-                return found
-            found = self._trimmed(found, measured, aims)
-        return None
+        return self._fitted(widths, lowered(self.limits, AIM), lowered(self.limits, SURE))
+
+    def _fitted(self, widths: Widths, aims: Mapping[str, float], limits: Mapping[str, float]) -> Widths | None:
+        """A network trimmed to the aims while it measures over them; what is within the limits at last will do."""
+        for _ in range(TRIMS - 1):
+            measured = self.cost.measure(widths)
+            if not over(measured, aims):
+                return widths
+            trimmed = self._trimmed(widths, measured, aims)
+            if trimmed is None:
+                break
+            widths = trimmed
+        return None if over(self.cost.measure(widths), limits) else widths
 
     def _trimmed(
         self, widths: Mapping[str, int], measured: Mapping[str, float], limits: Mapping[str, float]
@@ -147,22 +169,28 @@ class Searcher:
 
         None where widths lead nowhere, where there are no error curves, and for what is published (`refines`).
         """
-        curves, present = self.keywords["curves"], self.cost(widths)
+        curves = self.keywords["curves"]
         if curves is None or not self.refines:
             return None
-        scaled = {name: limit * present[name] / max(measured[name], 1e-12) for name, limit in limits.items()}
-        return trim(self.choices, curves, self.cost, dict(widths), scaled)
+        limits = in_estimates(limits, self.cost(widths), measured)
+        return trim(self.choices, curves, self.cost, dict(widths), limits)
 
     def _narrower(
         self, result: SearchResult, measured: Mapping[str, float], limits: Mapping[str, float]
     ) -> SearchResult:
-        """A result that measured over the limits trimmed, or what the search finds from it where that cannot be."""
+        """A result that measured over the limits trimmed, or what the search finds from it where that does not help."""
         trimmed = self._trimmed(result.widths, measured, lowered(limits, TRIM_TO))
-        if trimmed is not None:
-            costs, score = self.cost.measure(trimmed), self.score(trimmed)
-            number = result.steps[-1].number + 1 if result.steps else 0
-            step = Step(number, dict(limits), (), trimmed, dict(self.cost(trimmed)), costs, score)
-            return replace(result, widths=trimmed, measured=costs, steps=(*result.steps, step))
+        found = None if trimmed is None else self._fitted(trimmed, limits, limits)
+        if found is None:
+            return self._searched_on(result, measured, limits)
+        costs, number = self.cost.measure(found), result.steps[-1].number + 1 if result.steps else 0
+        step = Step(number, dict(limits), (), found, dict(self.cost(found)), costs, self.score(found))
+        return replace(result, widths=found, measured=costs, steps=(*result.steps, step))
+
+    def _searched_on(
+        self, result: SearchResult, measured: Mapping[str, float], limits: Mapping[str, float]
+    ) -> SearchResult:
+        """What the search finds from a result that measured over the limits."""
         overshoot = max((measured[name] / limit for name, limit in limits.items() if name in MEASURED), default=1.0)
         past = [] if not result.steps else [*result.steps[:-1], replace(result.steps[-1], measured=measured)]
         aims = lowered(limits, min(1.0, 1 / overshoot) * (AIM / SURE))

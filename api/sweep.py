@@ -1,7 +1,7 @@
 """Many budgets in one run: `--budget 0.8x,0.6x,0.4x` gives one model each, and a table of what each costs and keeps.
 
-1. One pass of the search goes from the loosest budget to the tightest: each starts where the one before ended, from the
-   same latency table and the same scores, so that no network is measured or scored twice.
+1. One pass of the search goes from the loosest budget to the tightest: each starts where the search for the one before
+   ended, from the same latency table and the same scores, so that no network is measured or scored twice.
 2. Each budget's model is finished, measured and written before the search goes on; a run that is resumed leaves those
    that are written as they are.
 3. The tightest budget must be in reach before anything starts.

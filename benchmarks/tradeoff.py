@@ -257,10 +257,14 @@ class Bencher:
         return self._told(base, tuned, pruned - began, done - pruned, images + seen, note)
 
     def _adapted(self, base: Row) -> Row:
+        from onnx_netadapt.ir.errors import BudgetError
         from onnx_netadapt.pipeline import adapt
 
         search = "netadapt" if base.method == "ours" else "multiplier"
-        found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
+        try:
+            found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
+        except BudgetError as error:
+            return replace(base, note=str(error))
         seconds, tuned = found.report.seconds, found.report.finetune
         spent, table = seconds.get("finetune", 0.0), seconds.get("table")
         rest, images = seconds["total"] - spent - (table or 0.0), int(tuned.get("images", 0))

@@ -24,7 +24,7 @@ from .branches import absorbed
 from .consumers import Consumer
 from .coupling import Branch, Coupling
 from .moments import Sums
-from .rows import Batches, Runner, columns_of, outputs_of, pieces, positions, sample
+from .rows import Batches, Runner, columns_of, examples_in, outputs_of, pieces, positions, sample
 
 EXAMPLES = 320
 HELD_OUT = 5
@@ -82,7 +82,7 @@ def branch_moments(
         for branch in coupling.branches:
             spreads[branch.id][0].add(_given(values, branch), rng)
             spreads[branch.id][1].add(values[graph.nodes[branch.total].outputs[0]], rng)
-        seen += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+        seen += examples_in(feeds)
         if seen >= EXAMPLES:
             break
     found = {}

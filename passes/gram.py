@@ -28,8 +28,9 @@ from .rows import (
     Feeds,
     Progress,
     Runner,
+    added_up,
     columns_of,
-    in_lanes,
+    examples_in,
     lanes_for,
     pieces,
     positions,
@@ -71,7 +72,8 @@ def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None =
     for chunk in _chunks(graph, list(wanted)):
         reader = _Reader(graph, {key: wanted[key] for key in chunk}, seed)
         examples = 0
-        for count in in_lanes(pieces(graph, batches, reader.runner.taps), reader.read, len(reader.lanes)):
+        found = pieces(graph, batches, reader.runner.taps)
+        for count in added_up(found, reader.run, reader.add, len(reader.lanes)):
             examples += count
             if progress is not None:
                 progress(examples, 0, "reading activations")
@@ -94,15 +96,19 @@ class _Reader:
             for _ in range(lanes_for(size))
         ]
 
-    def read(self, number: int, feeds: Feeds) -> int:
+    def run(self, feeds: Feeds) -> tuple[int, Feeds]:
+        """The number of examples of a piece, and the tensors that are read."""
+        return examples_in(feeds), self.runner(feeds)
+
+    def add(self, number: int, made: tuple[int, Feeds]) -> int:
         """Adds sampled rows of a piece to the sums of its lane; the number of its examples."""
-        values, moments = self.runner(feeds), self.lanes[number % len(self.lanes)]
+        (examples, values), moments = made, self.lanes[number % len(self.lanes)]
         rng = np.random.default_rng((self.seed, number))
         for key, item in self.wanted.items():
             tensor = values[key[0]]
             places = sample(positions(key[1], tensor.shape), _columns(item), rng)
             moments[key].add(columns_of(tensor, key[1], places))
-        return max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+        return examples
 
     def moments(self) -> dict[Key, Moments]:
         """The sums of all lanes."""
@@ -120,7 +126,7 @@ def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict
         for name, tensor in runner(feeds).items():
             rows = np.moveaxis(tensor, 1, 0).reshape(tensor.shape[1], -1).astype(np.float64)
             spreads.setdefault(name, []).append(rows.var(axis=1))
-        seen += max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+        seen += examples_in(feeds)
         if seen >= SPREAD_EXAMPLES:
             break
     variance = {name: float(np.mean(np.sum(found, axis=1))) for name, found in spreads.items()}

@@ -40,6 +40,7 @@ class Moments:
             block += own.T @ own
         return rows
 
+    @np.errstate(invalid="ignore")
     def about(self, centre: Floats) -> Moments:
         """The same sums about another centre."""
         shift = self.centre - centre
@@ -99,6 +100,7 @@ class Sums:
         self.total += t.sum(axis=1)
         self.squares += np.einsum("gro,gro->go", t, t)
 
+    @np.errstate(invalid="ignore")
     def about(self, inputs: Floats, targets: Floats) -> Sums:
         """The same sums about other centres."""
         n, shift = self.inputs.count, self.centre - targets

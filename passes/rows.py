@@ -31,6 +31,7 @@ Feeds = Mapping[str, NDArray[Any]]
 Batches = Callable[[], Iterator[Feeds]]
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
+V = TypeVar("V")
 R = TypeVar("R")
 
 MEMORY_BYTES = 200_000_000
@@ -41,7 +42,7 @@ ONNX Runtime's kept 1.2 of two cores busy in a refit of ResNet20.
 """
 
 LANE_BYTES = 1_000_000_000
-"""Sums of all lanes together; where they would be more there is one lane."""
+"""Sums of all lanes together; where they would be more there is one set of sums for all."""
 
 MAX_PIECE = 64
 POSITIONS_PER_COLUMN = 1 / 10
@@ -86,9 +87,26 @@ def in_lanes(items: Iterable[T], work: Callable[[int, T], R], lanes: int = LANES
             yield waiting.popleft().result()
 
 
+def added_up(items: Iterable[T], run: Callable[[T], V], add: Callable[[int, V], R], lanes: int) -> Iterator[R]:
+    """What `add(number, run(item))` gives for each item in turn; all in lanes where each has sums of its own.
+
+    Where there is one set of sums alone, items are run in lanes all the same, and added one after the other.
+    """
+    if lanes > 1:
+        yield from in_lanes(items, lambda number, item: add(number, run(item)), lanes)
+        return
+    for number, values in enumerate(in_lanes(items, lambda _, item: run(item))):
+        yield add(number, values)
+
+
 def lanes_for(size: float) -> int:
-    """How many lanes may have sums of so many bytes each."""
+    """How many sets of sums of so many bytes there may be, one for each lane or one for all."""
     return LANES if size * LANES <= LANE_BYTES else 1
+
+
+def examples_in(feeds: Feeds) -> int:
+    """How many examples a piece has."""
+    return max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
 
 
 def available_cores() -> int:
@@ -104,8 +122,8 @@ class Runner:
     model: onnx.ModelProto
     taps: tuple[str, ...]
     inputs: Mapping[str, int] = field(default_factory=dict)
-    _session: Any = None
-    _making: Any = field(default_factory=threading.Lock)
+    _session: Any = field(default=None, init=False, repr=False)
+    _making: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __call__(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """The tapped tensors by name; those that are fed are handed through. TargetError when the model cannot run."""
@@ -124,12 +142,15 @@ class Runner:
 
 
 def session_of(model: onnx.ModelProto) -> Any:
-    """A session on the CPU for one lane's share of the cores; its threads do not spin, because numpy works there."""
+    """A session on the CPU whose threads, and those of the lanes that call it, are as many as the cores.
+
+    They do not spin, because numpy works there too.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = max(1, available_cores() // LANES)
+    options.intra_op_num_threads = max(1, available_cores() - LANES + 1)  # one of these is the thread that calls
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

@@ -1,7 +1,7 @@
 """The final refit, front to back: inputs from the pruned network as it has become, targets from the original.
 
 1. What is fitted to what, and in which order, is worked out first (`fits`).
-2. One pass of the original puts the sampled rows of all targets aside on disk (`targets`). Then each level runs from
+2. One pass of the original puts the sampled rows of all targets aside (`targets`). Then each level runs from
    the border that the last one put aside, so that every part of the pruned network runs once; a border that would need
    more than DISK_BYTES is not put aside, and the next level runs from an earlier one.
 3. The ridge is chosen on examples held out of the fit, and a fit that does worse there than the weights it started
@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from onnx import numpy_helper
 
 from ..ir.graph import Graph
 from ..ir.ops.maps import Floats
-from .consumers import consumers_of
+from .consumers import Consumer, consumers_of
 from .coupling import Coupling, Kept
 from .fits import Fit, Network, plan_fits
 from .gram import Statistics
@@ -29,7 +30,7 @@ from .importance import RIDGE
 from .moments import Sums
 from .recover import Weights, apply_weights, constants_of, refit_symmetric, write_weights
 from .regression import Model, least_squares, spread, with_ridges
-from .rows import Batches, Feeds, Progress, Runner, columns_of, in_lanes, lanes_for, outputs_of, positions
+from .rows import Batches, Feeds, Progress, Runner, added_up, columns_of, lanes_for, outputs_of, positions, sample
 from .spill import Spill
 from .targets import Target, Targets
 
@@ -76,6 +77,19 @@ def refit_sequential(
     return start
 
 
+def examples_needed(graph: Graph, consumers: Collection[Consumer]) -> int:
+    """From how many examples every consumer has rows enough (rule 3) at its full width, a part of them held out.
+
+    A layer that reads one position of each example, as behind a global pool, needs some for each column.
+    """
+    needed = 1.0
+    for item in consumers:
+        columns = item.channels // item.window.groups * item.taps
+        read = len(sample(positions(item.window, graph.shapes[item.data]), columns, np.random.default_rng(0)))
+        needed = max(needed, ROWS_PER_COLUMN * columns / max(read, 1) * HELD_OUT / (HELD_OUT - 1))
+    return math.ceil(needed)
+
+
 def target_of(fit: Fit) -> Target:
     """The rows of the original that a fit aims at."""
     return Target(fit.item.node.index, fit.target, fit.target_axis, fit.item.window.groups, fit.columns)
@@ -106,15 +120,14 @@ class _Run:
         runner = Runner(self.model, tuple(dict.fromkeys(taps)), self.border)
         lanes = lanes_for(sum(fit.sums_bytes for fit in now))
 
-        def read(piece: int, feeds: Feeds) -> None:
-            values = runner(feeds)
+        def add(piece: int, values: Feeds) -> None:
             for fit in now:
                 self._gather(fit, values, piece, piece % lanes)
             if fresh is not None:
                 for name in border:
                     fresh.put((name, piece), values[name])
 
-        for _ in in_lanes(self._source(), read, lanes):
+        for _ in added_up(self._source(), runner, add, lanes):
             pass
         found: Weights = {}
         for fit in now:

@@ -1,9 +1,9 @@
-"""Targets: what refits aim at, sampled rows of the original's tensors, put aside on disk.
+"""Targets: what refits aim at, sampled rows of the original's tensors, put aside (`spill`).
 
 1. One pass of the original reads the rows of all targets that are asked for; a later refit of another network of the
    same original runs it only for targets that are new.
 2. The rows of a layer are at the same places whatever network is refitted, so that what differs is the network.
-3. Disk use is bounded: examples beyond what `DISK_BYTES` holds are not read, here nor by the refits.
+3. What is put aside is bounded: examples beyond what `DISK_BYTES` holds are not read, here nor by the refits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from ..ir.graph import Graph
 from ..ir.ops.maps import Floats, Ints, spatial_sizes
 from .consumers import Consumer
-from .rows import Batches, Feeds, Runner, in_lanes, outputs_of, pieces, sample
+from .rows import Batches, Feeds, Runner, examples_in, in_lanes, outputs_of, pieces, sample
 from .spill import Spill
 
 DISK_BYTES = 4_000_000_000
@@ -88,7 +88,7 @@ class Targets:
                 rows = rows.astype(np.float32, copy=False)
                 self._rows.put((target, piece), rows)
                 size += rows.nbytes
-            return size, max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
+            return size, examples_in(feeds)
 
         total = 0
         with closing(in_lanes(self.pieces(), put_aside)) as done:

@@ -144,6 +144,11 @@ def over(costs: Costs, budget: Mapping[str, float]) -> dict[str, float]:
     return {name: limit for name, limit in budget.items() if costs[name] > limit}
 
 
+def in_estimates(limits: Mapping[str, float], estimate: Costs, measured: Costs) -> dict[str, float]:
+    """Limits for estimates of networks near one whose estimate errs as it does here: common errors cancel."""
+    return {name: limit * estimate[name] / max(measured[name], 1e-12) for name, limit in limits.items()}
+
+
 def require_reachable(groups: Sequence[Choice], cost: Cost, budget: Mapping[str, float]) -> None:
     """Raises BudgetError when even the smallest widths, measured, are over the budget."""
     if not over(cost(least_widths(groups)), budget):

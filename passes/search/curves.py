@@ -14,6 +14,7 @@ Source: RECOVERY B and C (measured); the idea of a latency knapsack is HALP's (S
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +57,19 @@ def pool_of(
     def propose(limits: Mapping[str, float]) -> list[Widths]:
         names = tuple(sorted(limits))
         if names not in ladders:
-            saving = by or (lambda widths: {name: cost(widths)[name] for name in names})
+            saving = by or partial(_limited, cost, names)
             ladders[names] = [_ladder(groups, curves, saving, power) for power in powers]
         found = [_descend(groups, ladder, cost, limits) for ladder in ladders[names]]
         distinct = {tuple(widths.items()): widths for widths in found if widths is not None}
         return list(distinct.values())
 
     return propose
+
+
+def _limited(cost: Cost, names: Sequence[str], widths: Mapping[str, int]) -> Costs:
+    """The estimated costs that are limited."""
+    found = cost(widths)
+    return {name: found[name] for name in names}
 
 
 def _ladder(

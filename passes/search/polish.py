@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .common import Choice, Cost, Costs, Key, Score, Step, Widths, key_of, over, scores_of
+from .common import Choice, Cost, Costs, Key, Score, Step, Widths, in_estimates, key_of, over, scores_of
 from .curves import Curves, summed_error
 
 SPENT = 0.99
@@ -97,8 +97,7 @@ class _Place:
 
     def limits(self) -> dict[str, float]:
         """The budget in terms of estimates."""
-        present = self.cost(self.widths)
-        return {name: limit * present[name] / max(self.measured[name], 1e-12) for name, limit in self.budget.items()}
+        return in_estimates(self.budget, self.cost(self.widths), self.measured)
 
     def allowed(self, widths: Widths, estimate: Costs, limits: Mapping[str, float]) -> bool:
         """Whether a network of this estimate may be tried."""

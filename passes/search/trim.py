@@ -6,10 +6,13 @@ MobileNetV2's best finalist, 3% over its budget, came back 8% under it and with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .common import Choice, Cost, Costs, Widths, over
-from .curves import Curves, summed_error
+from .curves import Curves
+
+REACH = 8
+"""Widths that a group gives at most in a step; more of them in several."""
 
 
 def trim(
@@ -22,18 +25,25 @@ def trim(
     """
     narrowed = dict(widths)
     while missing := _missing(cost(narrowed), limits):
-        steps = [
-            (_added(curves, group.id, narrowed[group.id], width) / saved, group.id, width)
-            for group in groups
-            if not group.apart
-            for width in group.widths
-            if width < narrowed[group.id] and (saved := _saved(missing, cost(narrowed | {group.id: width}), limits)) > 0
-        ]
+        steps = []
+        for name, width in _narrower(groups, narrowed):
+            saved = _saved(missing, cost(narrowed | {name: width}), limits)
+            if saved > 0:
+                added = max(float(curves[name][width] - curves[name][narrowed[name]]), 0.0)
+                steps.append((added / saved, name, -width))
         if not steps:
             return None
-        _, name, width = min(steps)
-        narrowed[name] = width
+        _, name, below = min(steps)
+        narrowed[name] = -below
     return narrowed
+
+
+def _narrower(groups: Sequence[Choice], widths: Widths) -> Iterator[tuple[str, int]]:
+    """The groups with the widths that each may be narrowed to next."""
+    for group in groups:
+        if not group.apart:
+            below = [width for width in group.widths if width < widths[group.id]]
+            yield from ((group.id, width) for width in below[-REACH:])
 
 
 def _missing(estimate: Costs, limits: Mapping[str, float]) -> dict[str, float]:
@@ -45,8 +55,3 @@ def _saved(missing: Mapping[str, float], estimate: Costs, limits: Mapping[str, f
     """The share of what is missing that a network of this estimate saves, over all resources; more counts as all."""
     left = {name: max(estimate[name] - limits[name], 0.0) for name in missing}
     return sum(1 - left[name] / size for name, size in missing.items()) / len(missing)
-
-
-def _added(curves: Curves, name: str, before: int, after: int) -> float:
-    """The error that a group at a narrower width adds."""
-    return max(summed_error(curves, {name: after}) - summed_error(curves, {name: before}), 0.0)

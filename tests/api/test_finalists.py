@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from onnx_netadapt.finalists import _uniform, refitted, settle
+from onnx_netadapt.finalists import MOST, _distinct, _rivals, _uniform, refitted, settle
+from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.rescale import Rescaler
@@ -65,7 +66,7 @@ class Dear:
 
 
 def _settle(bench, searcher, result):
-    found, met = settle(bench.at(bench.run), bench.statistics, searcher, result)
+    found, met = settle(bench.at(bench.run), searcher, result)
     assert met
     return found
 
@@ -112,3 +113,58 @@ def test_what_is_over_the_budget_by_a_little_is_narrowed_and_judged_again(bench,
     assert found.widths != unwise.widths
     assert 1.03 * bench.cost(found.widths)["macs"] <= searcher.limits["macs"]
     assert _score(bench, found.widths) > _score(bench, unwise.widths)
+
+
+class DearAtLength(Dear):
+    """Whatever is measured for longer turns out to be over the budget."""
+
+    def at_length(self, widths, *, relative):
+        return {name: 1.5 * value for name, value in self.bench.cost.measure(self.bench.narrowing.full).items()}
+
+
+def test_what_no_long_measurement_finds_within_the_budget_is_an_error(bench, searcher):
+    unwise = _unwise(bench, searcher)
+    dear = replace(searcher, cost=DearAtLength(bench, unwise, 1.0))
+    with pytest.raises(BudgetError, match="stay above the budget"):
+        _settle(bench, dear, unwise)
+
+
+def test_with_the_best_effort_it_is_told_as_not_met(bench, searcher):
+    unwise = _unwise(bench, searcher)
+    run = replace(bench.run, options=replace(bench.run.options, best_effort=True))
+    dear = replace(searcher, run=run, cost=DearAtLength(bench, unwise, 1.0))
+    found, met = settle(bench.at(run), dear, unwise)
+    assert not met
+    assert bench.cost.measure(found.widths)["macs"] <= searcher.limits["macs"]
+
+
+def test_a_network_from_elsewhere_is_trimmed_to_the_budget_or_given_up(bench, searcher):
+    full = bench.narrowing.full
+    fitted = searcher.fitted(dict(full))
+    assert fitted is not None
+    assert 0.9 * searcher.limits["macs"] < bench.cost(fitted)["macs"] <= searcher.limits["macs"]
+    assert searcher.fitted(fitted) == fitted
+    out_of_reach = replace(searcher, cost=Dear(bench, _unwise(bench, searcher), 100.0))
+    assert out_of_reach.fitted(dict(full)) is None
+    without_curves = replace(searcher, keywords={**searcher.keywords, "curves": None})
+    assert without_curves.fitted(dict(full)) is None
+    published = replace(searcher, run=replace(bench.run, options=replace(bench.run.options, published=True)))
+    assert published.fitted(dict(full)) is None
+
+
+def test_a_group_that_only_its_branch_can_leave_is_in_the_uniform_network_too(bench, searcher):
+    """A choice between all and nothing is no choice without depth; whoever goes on from the network needs its width."""
+    first = searcher.choices[0]
+    choices = [replace(first, widths=(0, first.widths[-1])), *searcher.choices[1:]]
+    (found,) = _uniform(replace(searcher, choices=choices))
+    assert found.keys() == {choice.id for choice in choices}
+    assert found[first.id] == first.widths[-1]
+
+
+def test_networks_from_curves_are_as_many_as_told_and_no_two_alike(bench, searcher):
+    unwise = _unwise(bench, searcher)
+    known = _uniform(searcher)
+    rivals = list(_rivals(bench.narrowing, searcher, unwise, known))
+    assert len(rivals) == MOST - len(known)
+    assert len(_distinct([*known, *rivals, unwise.widths])) == len(rivals) + len(known) + 1
+    assert all(bench.cost(widths)["macs"] <= searcher.limits["macs"] for widths in rivals)

@@ -6,6 +6,7 @@ import pytest
 from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.options import Options
 from onnx_netadapt.passes.search import SearchResult, Step, chamnet
+from onnx_netadapt.passes.search.common import ListJournal, least_widths
 from onnx_netadapt.pipeline import set_up
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.searching import LONG_STEP, Searcher, searcher_of
@@ -65,3 +66,23 @@ def test_steps_are_long_where_finalists_follow_and_those_of_the_user_stay(bench)
         assert _searcher(bench, **other).keywords["step"] is None
     elastic = replace(bench, narrowing=replace(bench.narrowing, amounts=None))
     assert _searcher(elastic).keywords["step"] is None
+
+
+class NoisyForAMoment(Dearer):
+    """Short measurements never fall below the budget; long ones are right."""
+
+    def measure(self, widths):
+        found = self.cost.measure(widths)
+        return {name: max(value, 1.1 * self.limit) for name, value in found.items()}
+
+    def at_length(self, widths, *, relative):
+        return self.cost.measure(widths)
+
+
+def test_a_budget_is_out_of_reach_by_a_long_measurement_alone(bench):
+    searcher = _searcher(bench)
+    noisy = replace(searcher, cost=NoisyForAMoment(bench.cost, {}, searcher.limits["macs"]))
+    found, met = noisy.run_to_budget(ListJournal(), confirmed=False)
+    assert met
+    assert found.widths == least_widths(bench.choices)
+    assert found.measured["macs"] <= searcher.limits["macs"]

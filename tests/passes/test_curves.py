@@ -52,3 +52,11 @@ def test_a_limit_that_is_met_already_changes_nothing():
 
 def test_a_limit_out_of_reach_gives_nothing():
     assert pool_of(GROUPS, CURVES, Separable())({"latency": 1.0}) == []
+
+
+def test_savings_may_be_counted_in_what_is_not_limited():
+    """By size `c` saves as much as `a` does; by latency it saves less."""
+    by_size = pool_of(GROUPS, CURVES, Separable(), (1.0,), by=lambda widths: {"size": float(widths["c"])})
+    (found,) = by_size({"latency": 22.0})
+    assert found == {"a": 4, "b": 6, "c": 1}
+    assert Separable()(found)["latency"] <= 22.0

@@ -5,13 +5,14 @@ from threading import Barrier, Lock
 
 import numpy as np
 import pytest
-from linear_cases import batches_of, coupled, examples
+from linear_cases import Net, batches_of, coupled, examples
 from onnx_netadapt.ir import TargetError
 from onnx_netadapt.passes import gram, rows, sequential
+from onnx_netadapt.passes.consumers import consumers_of
 from onnx_netadapt.passes.gram import collect
 from onnx_netadapt.passes.prune import prune
-from onnx_netadapt.passes.rows import in_lanes, lanes_for
-from onnx_netadapt.passes.sequential import refit_sequential
+from onnx_netadapt.passes.rows import added_up, in_lanes, lanes_for
+from onnx_netadapt.passes.sequential import ROWS_PER_COLUMN, examples_needed, refit_sequential
 from test_gram import two_convolutions
 
 
@@ -61,6 +62,38 @@ def test_what_goes_wrong_in_a_lane_is_told() -> None:
 
     with pytest.raises(TargetError, match="the fifth"):
         list(in_lanes(range(9), work))
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_what_is_run_is_added_up_in_order(lanes: int) -> None:
+    sums: list[list[int]] = [[] for _ in range(lanes)]
+
+    def add(number: int, value: int) -> int:
+        sums[number % lanes].append(value)
+        return number
+
+    assert list(added_up(range(9), lambda item: item * item, add, lanes)) == list(range(9))
+    assert sums == [[n * n for n in range(lane, 9, lanes)] for lane in range(lanes)]
+
+
+def test_values_that_are_not_finite_are_no_warning_in_any_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_PIECE", 5)
+    x = examples((3, 11, 13), 23)
+    x[1], x[7] = np.inf, np.inf  # in the first piece of both lanes
+    statistics = collect(coupled(two_convolutions()), batches_of(x))
+    assert any("not finite" in note for note in statistics.notes)
+
+
+def test_a_layer_behind_a_pool_asks_for_more_examples() -> None:
+    net = Net((3, 8, 8))
+    net.add("Conv", "x", net.weight("wa", 200, 3, 3, 3), net.weight("ba", 200), out="a", pads=[1, 1, 1, 1])
+    net.add("Relu", "a", out="h")
+    net.add("GlobalAveragePool", "h", out="p")
+    net.add("Flatten", "p", out="f")
+    net.add("Gemm", "f", net.weight("wb", 200, 5), net.weight("bb", 5), out="y")
+    coupling = coupled(net.model("y", 2))
+    consumers = consumers_of(coupling).all
+    assert examples_needed(coupling.graph, consumers) == 200 * ROWS_PER_COLUMN * 5 / 4
 
 
 def test_sums_too_large_for_two_lanes_are_made_in_one(monkeypatch: pytest.MonkeyPatch) -> None:

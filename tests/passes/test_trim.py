@@ -82,3 +82,21 @@ def test_errors_that_fall_with_the_width_are_no_reward():
     curves = CURVES | {"c": np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.5])}
     found = trim(GROUPS, curves, cost, FULL, {"latency": 26.0})
     assert found == pytest.approx(FULL | {"c": 1})
+
+
+def test_where_nothing_is_lost_no_more_is_taken_than_is_asked_for():
+    flat = {name: np.zeros(len(curve)) for name, curve in CURVES.items()}
+    assert trim(GROUPS, flat, cost, FULL, {"latency": 26.0}) == FULL | {"a": 3}
+
+
+def test_a_branch_goes_whole_where_its_width_0_is_what_is_left():
+    groups = (Choice("a", (0, 4)), Choice("b", (2, 4, 6)))
+    curves = {"a": np.array([0.1, 0.0, 0.0, 0.0, 0.0]), "b": CURVES["b"]}
+    assert trim(groups, curves, cost, FULL, {"latency": 20.0}) == FULL | {"a": 0}
+
+
+def test_a_resource_that_falls_while_another_rises_is_not_enough():
+    """Narrowing `a` saves latency and costs size; what is within its limit already must end within it."""
+    odd = lambda widths: {"latency": float(sum(widths.values())), "size": 12.0 - widths["a"]}  # noqa: E731
+    found = trim(GROUPS, CURVES, odd, FULL, {"latency": 13.0, "size": 8.0})
+    assert found is None or (odd(found)["latency"] <= 13.0 and odd(found)["size"] <= 8.0)
