@@ -3,7 +3,7 @@
 import zipfile
 import zlib
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,14 +70,14 @@ def array_data(
     if unused:
         warnings += (f"{origin}: arrays not used: {', '.join(unused)} (labels are called {LABELS!r})",)
 
-    def readers(size: Size | None = None) -> dict[str, Reader]:
-        """How each input is read, images at another size where that is given."""
+    def readers(recipes: Mapping[str, Preprocess]) -> dict[str, Reader]:
         return {
-            name: _reader(array, wanted[name], _at(recipes.get(name), size), f"{origin}: array {name!r}")
+            name: _reader(array, wanted[name], recipes.get(name), f"{origin}: array {name!r}")
             for name, array in found.items()
         }
 
-    own, sized = readers(), lru_cache(maxsize=None)(readers)
+    own = readers(recipes)
+    sized = cache(lambda size: readers({name: recipe.at(size) for name, recipe in recipes.items()}))
 
     def read(indices: Indices) -> Feeds:
         return {name: reader(indices) for name, reader in own.items()}
@@ -153,10 +153,6 @@ def _labels(labels: Array | None, n: int, origin: str) -> Array | None:
     flat = labels.reshape(n) if labels.size == n else labels
     whole = flat.ndim == 1 and bool((flat == np.floor(flat.astype(np.float64))).all())
     return flat.astype(np.int64) if whole else flat
-
-
-def _at(recipe: Preprocess | None, size: Size | None) -> Preprocess | None:
-    return recipe if recipe is None or size is None else recipe.at(size)
 
 
 def _reader(array: Array, wanted: ModelInput, recipe: Preprocess | None, where: str) -> Reader:

@@ -40,7 +40,7 @@ from onnx_netadapt.passes.sizes import Sizes
 from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.profiler import Entry, Lut, Pace, measure_against, probe, runner
 from onnx_netadapt.resolution import AUTO, InputSize, images_of, parse_downsample, sizes_inside, tried
-from onnx_netadapt.run import Run, batches_for, first_batches, one_blas_thread
+from onnx_netadapt.run import Run, first_examples, one_blas_thread
 from onnx_netadapt.searching import AIM
 
 LEAST_SIDE = 64
@@ -232,8 +232,7 @@ class _Judge:
 
     def __init__(self, sized: Sized, evaluator: Evaluator, excess: _Excess) -> None:
         self.sized, self.evaluator, self.excess = sized, evaluator, excess
-        self._count = batches_for(sized.run, EXAMPLES)
-        self._rescaler = rescaler_of(sized.whole, sized.run, self._count)
+        self._rescaler = rescaler_of(sized.whole, sized.run)
         self.bound = evaluator.score(self._rescaler.applied(sized.run.graph.model))
 
     def at_budget(self) -> tuple[float, Sized]:
@@ -246,7 +245,7 @@ class _Judge:
         return max(scores, default=float("-inf")), replace(self.sized, ready=ready, networks=networks)
 
     def _scores(self, narrowing: Narrowing, statistics: Statistics, networks: Sequence[Widths]) -> list[float]:
-        batches = first_batches(self.sized.run, self._count)
+        batches = first_examples(self.sized.run, EXAMPLES)
         with (
             self.sized.run.timed("downsampling"),
             one_blas_thread(),

@@ -34,7 +34,7 @@ from onnx_netadapt.passes.search.descent import within
 from onnx_netadapt.passes.search.multiplier import uniform
 from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.passes.targets import Targets
-from onnx_netadapt.run import Run, batches_for, first_batches, one_blas_thread
+from onnx_netadapt.run import Run, first_examples, one_blas_thread
 from onnx_netadapt.searching import AIM, SURE, Searcher, lowered
 from onnx_netadapt.stages import At, groups_of, resolution_of
 
@@ -54,9 +54,9 @@ arithmetic once (1.185). Square roots were the worst, or nearly, in 9 of 9 runs 
 
 EXAMPLES, ROWS = 256, 0.5
 """Calibration examples from which finalists are refitted, and the share of their rows; the one that wins is refitted
-from all of them. Of eight and seven finalists of ResNet20 (two seeds, by divergence) these took the same ones as 512
-examples with all rows did, in half of the time: the best and the second best of a refit from 2,000. Kendall's tau with
-that was 0.71 and 0.43; 0.79 and 0.62 with all rows of 512, 0.79 and 0.24 with those of 128.
+from more of them (`finish`). Of eight and seven finalists of ResNet20 (two seeds, by divergence) these took the same
+ones as 512 examples with all rows did, in half of the time: the best and the second best of a refit from 2,000.
+Kendall's tau with that was 0.71 and 0.43; 0.79 and 0.62 with all rows of 512, 0.79 and 0.24 with those of 128.
 """
 
 MOST = 5
@@ -89,7 +89,7 @@ def settle(
         run.progress.phase("refitting finalists") as report,
         run.timed("finalists"),
         one_blas_thread(),
-        closing(_Judge(at, batches_for(run, EXAMPLES))) as judge,
+        closing(_Judge(at)) as judge,
     ):
         known = [widths for widths in _distinct([*_uniform(searcher), *proposed]) if widths != result.widths]
         rivals = [*known, *(_rivals(narrowing, searcher, result, known) if _wants_rivals(run) else ())]
@@ -113,10 +113,10 @@ def _wants_rivals(run: Run) -> bool:
 
 
 class _Judge:
-    """The scores of finalists, each refitted from `count` batches at the input size that it takes."""
+    """The scores of finalists, each refitted from EXAMPLES at the input size that it takes."""
 
-    def __init__(self, at: At, count: int) -> None:
-        self._at, self._count = at, count
+    def __init__(self, at: At) -> None:
+        self._at = at
         self._made: dict[int | None, tuple[Targets, Rescaler | None]] = {}
 
     def __call__(self, widths: Mapping[str, int]) -> float:
@@ -126,10 +126,10 @@ class _Judge:
         key = resolution_of(stage)
         if key not in self._made:
             rescaled = is_classifier(stage.run.outputs)
-            batches, consumers = first_batches(stage.run, self._count), stage.statistics.consumers.all
+            batches, consumers = first_examples(stage.run, EXAMPLES), stage.statistics.consumers.all
             self._made[key] = (
                 Targets(stage.narrowing.graph, consumers, batches, share=ROWS),
-                rescaler_of(stage.narrowing, stage.run, self._count) if rescaled else None,
+                rescaler_of(stage.narrowing, stage.run) if rescaled else None,
             )
         model = refitted(stage.narrowing, stage.statistics, groups_of(widths), *self._made[key])
         return stage.evaluator.score(model)
@@ -140,9 +140,9 @@ class _Judge:
             targets.close()
 
 
-def rescaler_of(narrowing: Narrowing, run: Run, count: int) -> Rescaler:
-    """What makes the logits of a run's networks as sure of themselves as the original's, by the first batches."""
-    return Rescaler(narrowing.coupling, first_batches(run, count), goal=run.goal)
+def rescaler_of(narrowing: Narrowing, run: Run) -> Rescaler:
+    """What makes the logits of a run's finalists as sure of themselves as the original's, by EXAMPLES."""
+    return Rescaler(narrowing.coupling, first_examples(run, EXAMPLES), goal=run.goal)
 
 
 def refitted(

@@ -20,7 +20,7 @@ from onnx_netadapt.passes.sequential import examples_needed, refit_sequential
 from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.progress import Report
 from onnx_netadapt.report import Score
-from onnx_netadapt.run import Run, batches_for, first_batches, one_blas_thread
+from onnx_netadapt.run import Run, first_examples, one_blas_thread
 
 REFIT_EXAMPLES = 1000
 """Calibration examples of the last refit, and more only where a layer needs them: ResNet20 at half its
@@ -97,7 +97,7 @@ def _refitted(
     if kept:
         candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
         examples = max(REFIT_EXAMPLES, examples_needed(coupling.graph, statistics.consumers.all))
-        batches = first_batches(run, batches_for(run, examples))
+        batches = first_examples(run, examples)
         with closing(Targets(coupling.graph, statistics.consumers.all, batches)) as targets:
             weights = refit_sequential(coupling, kept, sliced, targets, statistics, progress=report)
         start = candidates["closed form, front to back"] = apply_weights(sliced, weights)

@@ -7,7 +7,7 @@ are passed over.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def folder_data(folder: Path, wanted: dict[str, ModelInput], preprocess: str | N
     def reader(recipe: Preprocess) -> Reader:
         return _reader(lambda place: _decoded(paths[place], recipe), recipe, str(folder), KEPT_BYTES)
 
-    read, sized = reader(recipe), lru_cache(maxsize=None)(lambda size: reader(recipe.at(size)))
+    read, sized = reader(recipe), cache(lambda size: reader(recipe.at(size)))
     read(np.zeros(1, dtype=np.int64))  # what does not fit is said now, not in the middle of the work
     return Data(
         len(paths),

@@ -84,14 +84,9 @@ class Run:
             yield feeds
 
 
-def batches_for(run: Run, examples: int) -> int:
-    """How many batches have so many calibration examples."""
-    return -(-examples // batch_size(run.graph))
-
-
-def first_batches(run: Run, count: int) -> Batches:
-    """The first so many batches of a run's calibration inputs."""
-    return lambda: islice(run.batches(), count)
+def first_examples(run: Run, count: int) -> Batches:
+    """The batches that have the first so many calibration examples of a run."""
+    return lambda: islice(run.batches(), -(-count // batch_size(run.graph)))
 
 
 @contextmanager

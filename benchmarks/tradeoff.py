@@ -242,6 +242,8 @@ class Bencher:
 
     def row(self, method: str) -> Row:
         """The result of a method."""
+        from onnx_netadapt.ir.errors import BudgetError
+
         began = time.monotonic()
         base = Row(self.case.name, self.budget, method, self.seed, self.steps, self.resource, self.short)
         base = replace(base, device=self.device)
@@ -249,22 +251,18 @@ class Bencher:
             if method in ("ours", "multiplier"):
                 return self._adapted(base)
             model, images, note = self._pruned(method)
-        except Absent as absent:
-            return replace(base, note=str(absent))
+        except (Absent, BudgetError) as reason:
+            return replace(base, note=str(reason))
         pruned = time.monotonic()
         tuned, seen = self.tuned(model, self.steps)
         done = time.monotonic()
         return self._told(base, tuned, pruned - began, done - pruned, images + seen, note)
 
     def _adapted(self, base: Row) -> Row:
-        from onnx_netadapt.ir.errors import BudgetError
         from onnx_netadapt.pipeline import adapt
 
         search = "netadapt" if base.method == "ours" else "multiplier"
-        try:
-            found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
-        except BudgetError as error:
-            return replace(base, note=str(error))
+        found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
         seconds, tuned = found.report.seconds, found.report.finetune
         spent, table = seconds.get("finetune", 0.0), seconds.get("table")
         rest, images = seconds["total"] - spent - (table or 0.0), int(tuned.get("images", 0))

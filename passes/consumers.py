@@ -78,6 +78,11 @@ class Consumer:
         """Columns per channel."""
         return self.window.taps
 
+    @property
+    def columns(self) -> int:
+        """Columns of a block."""
+        return self.channels // self.window.groups * self.taps
+
     def matrix(self, weight: Floats, groups: int) -> Floats:
         """The weight as (groups, outputs, columns); by channel the taps of a kernel are outputs (rule 5)."""
         found = self.map.matrix(weight, groups)
@@ -132,7 +137,7 @@ def consumers_of(coupling: Coupling) -> Consumers:
         if not _is_own(graph, consumer.weight):
             notes.append(f"{node.label}: its weight is shared with other nodes; left as sliced")
             continue
-        if consumer.channels // consumer.window.groups * consumer.taps > LARGEST_GRAM:
+        if consumer.columns > LARGEST_GRAM:
             notes.append(f"{node.label}: more than {LARGEST_GRAM} columns; left as sliced")
             continue
         if consumer.by_channel:

@@ -90,9 +90,9 @@ class _Reader:
     def __init__(self, graph: Graph, wanted: Mapping[Key, Consumer], seed: int) -> None:
         self.wanted, self.seed = wanted, seed
         self.runner = Runner(graph.model, tuple(dict.fromkeys(name for name, _ in wanted)))
-        size = sum(8.0 * item.window.groups * _columns(item) ** 2 for item in wanted.values())
+        size = sum(8.0 * item.window.groups * item.columns**2 for item in wanted.values())
         self.lanes = [
-            {key: Moments.empty(item.window.groups, _columns(item)) for key, item in wanted.items()}
+            {key: Moments.empty(item.window.groups, item.columns) for key, item in wanted.items()}
             for _ in range(lanes_for(size))
         ]
 
@@ -106,7 +106,7 @@ class _Reader:
         rng = np.random.default_rng((self.seed, number))
         for key, item in self.wanted.items():
             tensor = values[key[0]]
-            places = sample(positions(key[1], tensor.shape), _columns(item), rng)
+            places = sample(positions(key[1], tensor.shape), item.columns, rng)
             moments[key].add(columns_of(tensor, key[1], places))
         return examples
 
@@ -131,10 +131,6 @@ def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict
             break
     variance = {name: float(np.mean(np.sum(found, axis=1))) for name, found in spreads.items()}
     return {node: variance[branch] / variance[total] for node, (branch, total) in sums.items() if variance[total] > 0}
-
-
-def _columns(consumer: Consumer) -> int:
-    return consumer.channels // consumer.window.groups * consumer.taps
 
 
 def _chunks(graph: Graph, keys: Sequence[Key]) -> list[list[Key]]:

@@ -53,7 +53,10 @@ class Moments:
         """The sums over the rows of both."""
         if not (self.count and other.count):
             return self if self.count else other
-        other = other.about(self.centre)
+        return self.joined(other.about(self.centre))
+
+    def joined(self, other: Moments) -> Moments:
+        """The sums over the rows of both, which are about the same centre."""
         return Moments(self.count + other.count, self.centre, self.total + other.total, self.gram + other.gram)
 
     def mean(self) -> Floats:
@@ -114,8 +117,8 @@ class Sums:
         """The sums over the rows of both."""
         if not (self.inputs.count and other.inputs.count):
             return self if self.inputs.count else other
-        both = self.inputs.plus(other.inputs)
         other = other.about(self.inputs.centre, self.centre)
+        both = self.inputs.joined(other.inputs)
         return Sums(both, self.centre, self.cross + other.cross, self.total + other.total, self.squares + other.squares)
 
     def goal(self) -> Floats:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -157,10 +158,15 @@ def session_of(model: onnx.ModelProto) -> Any:
 
 def sample(count: int, columns: int, rng: np.random.Generator, share: float = 1.0) -> Ints:
     """Which of `count` output positions to read for so many columns, in rising order: those of rule 2, or a share."""
-    wanted = int(np.ceil(max(MIN_POSITIONS, columns * POSITIONS_PER_COLUMN) * share))
-    if wanted >= count:
+    wanted = sampled(count, columns, share)
+    if wanted == count:
         return np.arange(count, dtype=np.int64)
     return np.sort(rng.choice(count, wanted, replace=False))
+
+
+def sampled(count: int, columns: int, share: float = 1.0) -> int:
+    """How many positions `sample` gives."""
+    return min(count, math.ceil(max(MIN_POSITIONS, columns * POSITIONS_PER_COLUMN) * share))
 
 
 def positions(window: Window, shape: Shape) -> int:

@@ -30,7 +30,7 @@ from .importance import RIDGE
 from .moments import Sums
 from .recover import Weights, apply_weights, constants_of, refit_symmetric, write_weights
 from .regression import Model, least_squares, spread, with_ridges
-from .rows import Batches, Feeds, Progress, Runner, added_up, columns_of, lanes_for, outputs_of, positions, sample
+from .rows import Batches, Feeds, Progress, Runner, added_up, columns_of, lanes_for, outputs_of, positions, sampled
 from .spill import Spill
 from .targets import Target, Targets
 
@@ -84,9 +84,8 @@ def examples_needed(graph: Graph, consumers: Collection[Consumer]) -> int:
     """
     needed = 1.0
     for item in consumers:
-        columns = item.channels // item.window.groups * item.taps
-        read = len(sample(positions(item.window, graph.shapes[item.data]), columns, np.random.default_rng(0)))
-        needed = max(needed, ROWS_PER_COLUMN * columns / max(read, 1) * HELD_OUT / (HELD_OUT - 1))
+        read = sampled(positions(item.window, graph.shapes[item.data]), item.columns)
+        needed = max(needed, ROWS_PER_COLUMN * item.columns / max(read, 1) * HELD_OUT / (HELD_OUT - 1))
     return math.ceil(needed)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..ir.errors import InputError, TargetError
 from ..ir.graph import Graph
-from .rows import Batches
+from .rows import Batches, examples_in
 
 Array = NDArray[Any]
 Batch = Mapping[str, Array]
@@ -81,7 +81,7 @@ def runner(model: onnx.ModelProto, names: Sequence[str], fixed: int | None) -> C
         raise TargetError(f"ONNX Runtime cannot run the original: {str(error).strip()[:300]}") from error
 
     def run(feeds: Batch) -> list[Array]:
-        count = max((len(value) for value in feeds.values() if value.ndim), default=1)
+        count = examples_in(feeds)
         lack = -count % fixed if fixed else 0
         if lack:
             feeds = {n: _lengthened(v, lack) if v.ndim and len(v) == count else v for n, v in feeds.items()}
@@ -100,7 +100,7 @@ def _lengthened(value: Array, lack: int) -> Array:
 
 def pieces(feeds: Batch, fixed: int | None) -> Iterator[Batch]:
     """The feeds in pieces of a fixed batch size."""
-    count = max((len(value) for value in feeds.values() if value.ndim), default=1)
+    count = examples_in(feeds)
     if fixed is None or count == fixed:
         yield feeds
         return
