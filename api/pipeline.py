@@ -64,6 +64,7 @@ from onnx_netadapt.summary import (
     data_facts,
     environment,
     noise_warnings,
+    slower_warnings,
     state_of,
     tool_version,
     write_all,
@@ -252,8 +253,13 @@ def _report(bench: Bench, run: Run, done: _Finished, model: onnx.ModelProto, sco
         plan=facts["plan"],
         history=tuple(asdict(step) for step in result.steps),
         barriers=tuple(asdict(barrier) for barrier in own.narrowing.coupling.barriers),
-        warnings=tuple(dict.fromkeys([*run.warnings, *means_note(facts["plan"]), *noise_warnings(after)])),
+        warnings=tuple(dict.fromkeys([*run.warnings, *means_note(facts["plan"]), *_measured_warnings(run, done.told)])),
     )
+
+
+def _measured_warnings(run: Run, told: Comparison) -> list[str]:
+    """What the last measurement says beside the budget."""
+    return [*slower_warnings(told, "latency" in run.budgets), *noise_warnings(told.latency)]
 
 
 def _search_facts(bench: Bench, run: Run, result: SearchResult) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from onnx_netadapt.costs import NetworkCost
 from onnx_netadapt.ir.errors import NetAdaptError
 from onnx_netadapt.ir.write import save
 from onnx_netadapt.passes.search import SearchResult
-from onnx_netadapt.profiler import Latency, Target
+from onnx_netadapt.profiler import Comparison, Latency, Target
 from onnx_netadapt.report import AdaptReport, Score, State, write_html, write_json
 from onnx_netadapt.run import Run
 
@@ -80,6 +80,17 @@ def noise_warnings(latency: Latency) -> list[str]:
     return [
         f"the machine was busy while the result was measured (wall {latency.wall_median_ms:.3f} ms, "
         f"CPU {latency.median_ms:.3f} ms): measure it again with `onnx-netadapt measure` when it is quiet"
+    ]
+
+
+def slower_warnings(told: Comparison, bounded: bool) -> list[str]:
+    """A warning when a model that meets its budget is slower than the original and no budget is `bounded` by time."""
+    if bounded or told.ratio - told.error <= 1:
+        return []
+    return [
+        f"the adapted model is {told.ratio:.2f} times as slow as the original ({told.latency.median_ms:.3f} ms against "
+        f"{told.reference.median_ms:.3f} ms): on this target fewer channels are not always faster; a second budget, "
+        "`--budget latency=1x`, keeps to widths that are"
     ]
 
 

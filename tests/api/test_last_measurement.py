@@ -7,7 +7,7 @@ from onnx_netadapt import pipeline
 from onnx_netadapt.budgets import parse_budgets
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.passes.search import SearchResult
-from onnx_netadapt.pipeline import AGAIN_SECONDS, LOWER, _measured, _within
+from onnx_netadapt.pipeline import AGAIN_SECONDS, LOWER, _measured, _measured_warnings, _within
 from onnx_netadapt.profiler import Comparison, Latency
 
 
@@ -83,3 +83,13 @@ def test_what_stays_over_the_budget_is_never_said_to_meet_it(monkeypatch, budget
     done = Found(monkeypatch, budget, *over, best_effort=True).finished()
     assert not done.met
     assert (done.model, done.result.widths) == ("model of 6", {"a": 6})  # the report tells of the model that is written
+
+
+def test_a_model_that_meets_its_budget_slower_than_before_is_warned_of():
+    slow = told(0.3, 0.44, ratio=1.46)
+    (said,) = _measured_warnings(run("macs=0.5x"), slow)
+    assert "1.46 times as slow as the original (0.440 ms against 0.300 ms)" in said
+    assert "--budget latency=1x" in said
+    assert not _measured_warnings(run("1.5x"), slow)  # a budget bounds the time
+    assert not _measured_warnings(run("macs=0.5x"), told(0.3, 0.302))  # within its error of one percent
+    assert not _measured_warnings(run("macs=0.5x"), told(0.3, 0.15))
