@@ -30,7 +30,7 @@ half of the time of MobileNetV2 at 1%, which six rounds seldom reached; the winn
 """
 
 LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.4, 3, 0.01
-FINAL_SECONDS = 1.5
+FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.5, 3, 0.005
 
 COUNTED = 1 << 16
 """Counts that are kept: the error curves of one search ask for those of the same networks many times."""
@@ -129,8 +129,8 @@ class NetworkCost:
         )
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
-        """The latency of a model beside the original's, measured in alternation and at length."""
-        return self._against_original(model, seconds, 1, 0.0)
+        """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""
+        return self._against_original(model, seconds, FINAL_ROUNDS, FINAL_SURE)
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.

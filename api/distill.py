@@ -42,11 +42,12 @@ LARGE_EXAMPLE = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """What to train: the student at its `start`, what `finish` sets right after training, the feature maps to learn,
-    and the best model so far with its score, which training has to beat.
+    """What to train: the student at its `start`, what `finish` sets right after training, what that makes of the start
+    with its score, the feature maps to learn, and the best model so far with its score, which training has to beat.
     """
 
     start: onnx.ModelProto
+    finished: tuple[onnx.ModelProto, float]
     finish: Callable[[onnx.ModelProto], onnx.ModelProto]
     features: Sequence[Feature]
     best: onnx.ModelProto
@@ -85,6 +86,7 @@ def distill(run: Run, task: Distillation, evaluator: Evaluator, report: Report) 
         finish=task.finish,
         hooks=hooks,
         outputs=outputs,
+        judged=task.finished,
     )
     model = found.model if found.score > task.score else task.best
     return model, _facts(found, settings, task.score, evaluator)

@@ -74,12 +74,18 @@ class Evaluator:
         self._original = Runner(graph.model)
         self._kept: list[list[Array]] | None = []
         self._batches: list[tuple[Feeds, Array | None, int]] = []
+        self._others: dict[tuple[bytes, str], Evaluator] = {}
         self._fill()
 
     def on(self, indices: Indices | None = None, metric: Metric | None = None) -> "Evaluator":
-        """The same on other examples of the set, or by another metric."""
-        chosen = self.indices if indices is None else indices
-        return Evaluator(self.graph, self.data, chosen, metric or self.metric, self.seen)
+        """The same on other examples of the set, or by another metric; made once."""
+        chosen, metric = self.indices if indices is None else indices, metric or self.metric
+        key = chosen.tobytes(), metric.name
+        if key == (self.indices.tobytes(), self.metric.name):
+            return self
+        if key not in self._others:
+            self._others[key] = Evaluator(self.graph, self.data, chosen, metric, self.seen)
+        return self._others[key]
 
     def seeing(self, seen: Data) -> "Evaluator":
         """The same for models that get the examples otherwise."""

@@ -56,7 +56,8 @@ def finish(
     elif pruned.plan["groups"] or "branches" in pruned.plan or run.original is not None:
         with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
             features = features_of(narrowing.coupling, narrowing.kept(widths))
-            task = Distillation(recovered.start, recovered.finish, features, model, scores[best])
+            finished = recovered.candidates[recovered.last], scores[recovered.last]
+            task = Distillation(recovered.start, finished, recovered.finish, features, model, scores[best])
             model, tuned = distill(run, task, evaluator, report)
     gone = narrowing.coupling.gone(narrowing.kept(widths))
     return joined(model, run.graph, gone) if gone else model, {
@@ -75,9 +76,14 @@ class _Recovered:
     look better than the start. `finish` rescales every student that is judged.
     """
 
-    candidates: Mapping[str, onnx.ModelProto]
+    candidates: dict[str, onnx.ModelProto]
     start: onnx.ModelProto
     finish: Callable[[onnx.ModelProto], onnx.ModelProto]
+
+    @property
+    def last(self) -> str:
+        """The candidate that is the start with what is set right after training."""
+        return next(reversed(self.candidates))
 
 
 def _refitted(

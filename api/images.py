@@ -66,8 +66,12 @@ def array_reader(pixels: Pixels, recipe: Preprocess, where: str) -> Reader:
             f"{where} has shape {pixels.shape}: --preprocess takes bytes as (n, H, W, 1 or 3), or (n, H, W) for grey; "
             "transpose the array"
         )
-    flat = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
-    room = 0 if recipe.size in (None, flat.shape[1:3]) else KEPT_BYTES  # what is in memory already is not kept twice
+    deep = pixels if pixels.ndim == 4 else pixels[..., None]
+    as_it_is = recipe.size in (None, deep.shape[1:3])
+    if as_it_is and deep.shape[3] == recipe.channels:
+        return lambda indices: recipe.numbers(deep[indices], where)
+    flat = deep[..., 0] if deep.shape[3] == 1 else deep
+    room = 0 if as_it_is else KEPT_BYTES  # what is in memory already is not kept twice
     made = lambda place: recipe.pixels(Image.fromarray(np.ascontiguousarray(flat[place])), where)  # noqa: E731
     return _reader(made, recipe, where, room)
 
@@ -86,7 +90,7 @@ def _reader(made: Callable[[int], Pixels], recipe: Preprocess, where: str, room:
             kept[place] = found
         return found
 
-    return lambda indices: recipe.numbers([pixels(int(place)) for place in indices], where)
+    return lambda indices: recipe.stacked([pixels(int(place)) for place in indices], where)
 
 
 def _decoded(path: Path, recipe: Preprocess) -> Pixels:

@@ -73,8 +73,10 @@ from onnx_netadapt.summary import (
 LOWER = (0.97, 0.95, 0.93)
 """What is asked for when the finished model is over the budget all the same."""
 
-AGAIN_SECONDS = 3.0
-"""How long a finished model is measured once more before it counts as over the budget: the next one is trained anew."""
+AGAIN_SECONDS = 1.5
+"""Rounds of a finished model that is measured once more before it counts as over the budget: the next one is trained
+anew.
+"""
 
 OFF_EDGES = 2
 """Variants off the target's step that are profiled: the search proposes none, but barriers may force some channels."""

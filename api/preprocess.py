@@ -68,18 +68,22 @@ class Preprocess:
         shape = (*self.target.shape[:low], *size, *self.target.shape[high:])
         return replace(self, size=size, target=replace(self.target, shape=shape))
 
-    def numbers(self, pixels: Sequence[Pixels], where: str) -> Array:
-        """The model's input, (n, C, H, W) or (n, H, W, C), made of `pixels`; InputError where they do not fit."""
+    def stacked(self, pixels: Sequence[Pixels], where: str) -> Array:
+        """`numbers` of images that are apart; InputError where they have different sizes."""
         if len({p.shape for p in pixels}) > 1:
             raise InputError(
                 f"{where}: images have different sizes, such as {pixels[0].shape[:2]} and "
                 f"{next(p.shape for p in pixels if p.shape != pixels[0].shape)[:2]}; give --preprocess size=HxW"
             )
-        stacked = np.stack(pixels)[..., ::-1] if self.reverse else np.stack(pixels)
+        return self.numbers(np.stack(pixels), where)
+
+    def numbers(self, pixels: Pixels, where: str) -> Array:
+        """The model's input, (n, C, H, W) or (n, H, W, C), of bytes (n, H, W, C); InputError where they do not fit."""
+        ordered = pixels[..., ::-1] if self.reverse else pixels
         if not self.channels_last:
-            stacked = stacked.transpose(0, 3, 1, 2)
-        values = stacked if self.target.dtype.kind in "iu" else self._normalised(stacked)
-        return self.target.fitted(np.ascontiguousarray(values), where)
+            ordered = ordered.transpose(0, 3, 1, 2)
+        whole = np.ascontiguousarray(ordered)
+        return self.target.fitted(whole if self.target.dtype.kind in "iu" else self._normalised(whole), where)
 
     def pixels(self, image: "Image.Image", where: str) -> Pixels:
         """The bytes (H, W, C) of a pillow image (rules 1 and 2); InputError where it has other numbers than bytes."""
@@ -94,7 +98,11 @@ class Preprocess:
     def _normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         shape = (-1,) if self.channels_last else (-1, 1, 1)
         mean, std = (np.asarray(v, dtype=np.float32).reshape(shape) for v in (self.mean, self.std))
-        return (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
+        values = pixels.astype(np.float32)
+        values *= np.float32(self.scale)
+        values -= mean
+        values /= std
+        return values
 
 
 def parsed(text: str | None) -> Recipe:

@@ -20,7 +20,7 @@ class Cost:
     def __init__(self, *found):
         self.found, self.seconds = list(found), []
 
-    def final(self, model, seconds=1.5):
+    def final(self, model, seconds=0.5):
         self.seconds.append(seconds)
         return self.found.pop(0)
 
@@ -43,7 +43,7 @@ def test_one_above_it_is_measured_once_more_at_length_and_that_decides(budget):
         found = _measured(run(budget), cost, None)
         assert found is second
         assert _within(run(budget), found) is met
-        assert cost.seconds == [1.5, AGAIN_SECONDS]
+        assert cost.seconds == [0.5, AGAIN_SECONDS]
 
 
 class Found:

@@ -16,7 +16,7 @@ from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.passes.consumers import has_depthwise
 from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.equivalence import run_plain
-from onnx_netadapt.passes.finetune import Check, Feature, FinetuneSettings, Hooks, Training, finetune
+from onnx_netadapt.passes.finetune import Check, Feature, FinetuneSettings, Hooks, Training, _between, finetune
 from onnx_netadapt.passes.finetune_optimizer import RelativeAdam, Schedule
 from onnx_netadapt.passes.finetune_task import features_of, with_outputs
 from onnx_netadapt.passes.images import augmented
@@ -217,6 +217,49 @@ def test_the_schedule_is_cut_to_the_steps_that_fit() -> None:
     assert schedule.steps == 71
     schedule.made(51, 99.5)
     assert schedule.steps == 51
+
+
+def test_steps_are_those_of_adam_times_the_size_of_the_weights() -> None:
+    weight = torch.nn.Parameter(torch.full((3, 2), 0.5))
+    plain = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer, reference = RelativeAdam([weight]), torch.optim.Adam([plain])
+    for step in range(20):
+        gradient, lr = torch.randn(3, 2) * 10.0 ** (step % 4), 1e-3 * (step + 1)
+        weight.grad, plain.grad = gradient, gradient.clone()
+        optimizer.step(lr)
+        reference.param_groups[0]["lr"] = lr
+        reference.step()
+    torch.testing.assert_close(weight.detach(), 0.5 + 0.5 * plain.detach())
+
+
+@pytest.mark.parametrize(
+    ("steps", "looked"),
+    [
+        (100, [13, 25, 50, 75, 100]),
+        (400, [50, 100, 200, 300, 400]),
+        (12, [10, 12]),
+        (2000, [250 * k for k in range(1, 9)]),
+    ],
+)
+def test_a_student_is_judged_at_shares_of_the_steps(steps: int, looked: list[int]) -> None:
+    found = [0]
+    while found[-1] < steps:
+        found.append(min(found[-1] + _between(found[-1], steps), steps))
+    assert found == [0, *looked]
+
+
+def test_the_end_is_judged_too() -> None:
+    settings = _settings(steps=12, check_every=0)
+    result = finetune(_net(5, seed=1), _net(11), _batches(), settings, lambda m: 0.0)
+    assert [check.step for check in result.history] == [0, 10, 12]
+
+
+def test_a_start_that_was_judged_is_not_judged_again() -> None:
+    student, calls = _net(5, seed=1), []
+    settings = _settings(steps=4, check_every=2)
+    result = finetune(student, _net(11), _batches(), settings, lambda m: calls.append(m) or -1.0, judged=(student, 7.0))
+    assert (len(calls), result.score, result.step) == (2, 7.0, 0)
+    assert result.model is student
 
 
 def test_steps_are_shares_of_a_channels_size() -> None:
