@@ -71,6 +71,17 @@ class NetworkCost:
         """Estimated costs."""
         return {name: self._estimate(name, widths) for name in self.resources}
 
+    def many(self, networks: Sequence[Mapping[str, int]]) -> list[dict[str, float]]:
+        """Estimated costs of several networks: latencies of networks that share little take as long as one does."""
+        found = [
+            {name: self._estimate(name, widths) for name in self.resources if name != "latency"} for widths in networks
+        ]
+        if "latency" in self.resources and networks:
+            assert self.latency is not None
+            for own, ms in zip(found, self.latency.estimates([dict(widths) for widths in networks]), strict=True):
+                own["latency"] = float(ms)
+        return found
+
     def arithmetic(self, widths: Mapping[str, int]) -> Mapping[str, float]:
         """The multiply-accumulates, whatever the resources are."""
         return {"macs": self._counted("macs", key_of(self.narrowing.full | dict(widths)))}

@@ -216,7 +216,8 @@ def _finished(run: Run, searcher: Searcher, at: At, result: SearchResult, met: b
         model, facts = finish(stage.run, stage.narrowing, stage.statistics, groups_of(result.widths), stage.evaluator)
         if stage.run.original is not None and stage.size is not None:
             facts["plan"] |= {"input": planned(stage.size)}
-        told = _measured(run, stage.cost, model)
+        with run.timed("measuring"):
+            told = _measured(run, stage.cost, model)
         if not met or _within(run, told) or ceiling is None:
             break
         result, met = searcher.confirm(result, ceiling)

@@ -105,6 +105,7 @@ def prepare(
 
     `budgets` stand in for those of the options, for a job that has none.
     """
+    began = time.perf_counter()
     budgets = parse_budgets(options.budgets) if budgets is None else budgets
     target = Target.parse(options.target)
     meter = meter_of(target, options.meter) if "energy" in budgets else None
@@ -137,7 +138,8 @@ def prepare(
         progress.say(f"  warning: {warning}")
     return Run(
         options, progress, graph, target, budgets, feeds, Runner(graph.model)(feeds), data, start,
-        splits.calibration, splits.selection, report, report_data, warnings, meter=meter,
+        splits.calibration, splits.selection, report, report_data, warnings,
+        {"loading": time.perf_counter() - began}, meter,
     )  # fmt: skip
 
 

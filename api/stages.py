@@ -146,6 +146,14 @@ class SizedCost:
         """Estimated costs."""
         return stage_at(self.stages, widths).cost(groups_of(widths))
 
+    def many(self, networks: Sequence[Groups]) -> list[Mapping[str, float]]:
+        """Estimated costs of several networks, those of one size together."""
+        found: dict[int, Mapping[str, float]] = {}
+        for stage in self.stages:
+            places = [k for k, widths in enumerate(networks) if stage_at(self.stages, widths) is stage]
+            found |= zip(places, stage.cost.many([groups_of(networks[place]) for place in places]), strict=True)
+        return [found[place] for place in range(len(networks))]
+
     def arithmetic(self, widths: Groups) -> Mapping[str, float]:
         """The multiply-accumulates, whatever the resources are."""
         return stage_at(self.stages, widths).cost.arithmetic(groups_of(widths))

@@ -42,6 +42,7 @@ from .common import (
     SearchResult,
     Step,
     Widths,
+    costs_of,
     full_widths,
     key_of,
     over,
@@ -182,10 +183,14 @@ class _Hunt:
 
     def estimate(self, widths: Widths) -> Costs:
         """The estimated costs, remembered within one budget."""
-        key = tuple(widths.values())
-        if key not in self._costs:
-            self._costs[key] = self.cost(widths)
-        return self._costs[key]
+        return self.estimates([widths])[0]
+
+    def estimates(self, networks: Sequence[Widths]) -> list[Costs]:
+        """The same of several networks."""
+        keys = [tuple(widths.values()) for widths in networks]
+        fresh = {key: widths for key, widths in zip(keys, networks, strict=True) if key not in self._costs}
+        self._costs.update(zip(fresh, costs_of(self.cost, list(fresh.values())), strict=True))
+        return [self._costs[key] for key in keys]
 
     def learn(self, start: Costs, goal: Mapping[str, float], most: int, good_error: float) -> Surrogate:
         """Rule 2."""
@@ -213,8 +218,10 @@ class _Hunt:
         drawn = [*self._from_curves(start, goal), *drawn]
         distinct = {tuple(widths.values()): widths for widths in [full_widths(self.groups), *drawn]}
         least = {name: 0.9 * limit for name, limit in goal.items() if limit < start[name]}
-        inside = [w for w in distinct.values() if all(self.estimate(w)[name] >= low for name, low in least.items())]
-        return inside or list(distinct.values())
+        networks = list(distinct.values())
+        costs = zip(networks, self.estimates(networks), strict=True)
+        inside = [widths for widths, own in costs if all(own[name] >= low for name, low in least.items())]
+        return inside or networks
 
     def _from_curves(self, start: Costs, goal: Mapping[str, float]) -> list[Widths]:
         """Networks that the error curves propose between the full cost and the goal."""
@@ -311,8 +318,8 @@ class _Hunt:
             networks = self.genes.decode_all(points)
             mean, deviation = surrogate(np.array([self.encode(widths) for widths in networks]))
             excess = [
-                sum(max(0.0, self.estimate(widths)[name] / limit - 1) for name, limit in limits.items())
-                for widths in networks
+                sum(max(0.0, own[name] / limit - 1) for name, limit in limits.items())
+                for own in self.estimates(networks)
             ]
             found: Floats = mean - CAUTION * deviation - (ALPHA * np.array(excess)) ** 2
             for widths, value in zip(networks, found.tolist(), strict=True):
@@ -325,12 +332,13 @@ class _Hunt:
 
     def _known_within(self, limits: Mapping[str, float]) -> list[tuple[float, Widths]]:
         """Scores and widths of the samples within the limits, the best first."""
-        known = zip(self.kept.scores, self.kept.widths, strict=True)
-        inside = [
+        known = [
             (value, {group.id: widths[group.id] for group in self.groups})
-            for value, widths in known
-            if self._is_own(widths, limits)
+            for value, widths in zip(self.kept.scores, self.kept.widths, strict=True)
+            if self._is_own(widths)
         ]
+        costs = self.estimates([widths for _, widths in known])
+        inside = [item for item, own in zip(known, costs, strict=True) if not over(own, limits)]
         return sorted(inside, key=lambda item: -item[0])
 
     def _founders(self, limits: Mapping[str, float]) -> Floats:
@@ -340,8 +348,6 @@ class _Hunt:
         drawn = self.rng.random((POPULATION - len(known), self.genes.draws))
         return np.array([*map(self.genes.point, known), *self.genes.spread(drawn)])
 
-    def _is_own(self, widths: Widths, limits: Mapping[str, float]) -> bool:
-        """Whether a sample's widths are among those that are worth proposing here, within the limits."""
-        if any(widths.get(group.id) not in group.widths for group in self.groups):
-            return False
-        return not over(self.estimate({group.id: widths[group.id] for group in self.groups}), limits)
+    def _is_own(self, widths: Widths) -> bool:
+        """Whether a sample's widths are among those that are worth proposing here."""
+        return all(widths.get(group.id) in group.widths for group in self.groups)

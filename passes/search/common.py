@@ -22,6 +22,12 @@ def scores_of(score: Score, networks: Sequence[Widths]) -> list[float]:
     return [score(widths) for widths in networks] if many is None else list(many(networks))
 
 
+def costs_of(cost: Cost, networks: Sequence[Mapping[str, int]]) -> list[Costs]:
+    """The estimated costs of several networks: all at once where the cost can (it has `many`), else one by one."""
+    many = getattr(cost, "many", None)
+    return [cost(widths) for widths in networks] if many is None else list(many(networks))
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A group that may be narrowed: `widths` are the widths worth proposing, ascending, the full width last.

@@ -13,13 +13,13 @@ Source: RECOVERY B and C (measured); the idea of a latency knapsack is HALP's (S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import Choice, Cost, Costs, Score, Widths, full_widths, over
+from .common import Choice, Cost, Costs, Score, Widths, costs_of, full_widths, over
 
 POWERS = (0.5, 1.0, 2.0)
 """Errors are raised to these powers, one proposal for each: how much a large error in one place counts against many."""
@@ -57,8 +57,8 @@ def pool_of(
     def propose(limits: Mapping[str, float]) -> list[Widths]:
         names = tuple(sorted(limits))
         if names not in ladders:
-            saving = by or partial(_limited, cost, names)
-            ladders[names] = [_ladder(groups, curves, saving, power) for power in powers]
+            saved = _savings(groups, partial(_limited, cost, names) if by is None else partial(map, by))
+            ladders[names] = [_ladder(groups, curves, saved, power) for power in powers]
         found = [_descend(groups, ladder, cost, limits) for ladder in ladders[names]]
         distinct = {tuple(widths.items()): widths for widths in found if widths is not None}
         return list(distinct.values())
@@ -66,25 +66,34 @@ def pool_of(
     return propose
 
 
-def _limited(cost: Cost, names: Sequence[str], widths: Mapping[str, int]) -> Costs:
-    """The estimated costs that are limited."""
-    found = cost(widths)
-    return {name: found[name] for name in names}
+def _limited(cost: Cost, names: Sequence[str], networks: Sequence[Widths]) -> list[Costs]:
+    """The estimated costs that are limited, of several networks."""
+    return [{name: found[name] for name in names} for found in costs_of(cost, networks)]
+
+
+def _savings(
+    groups: Sequence[Choice], costs: Callable[[list[Widths]], Iterable[Costs]]
+) -> dict[str, list[tuple[int, float]]]:
+    """For each group its widths, the full one first, with the share of the whole cost that each saves (rule 2)."""
+    full = full_widths(groups)
+    steps = [(group.id, width) for group in groups for width in sorted(group.widths, reverse=True)]
+    start, *rest = costs([full, *(full | {name: width} for name, width in steps)])
+    found: dict[str, list[tuple[int, float]]] = {}
+    for (name, width), own in zip(steps, rest, strict=True):
+        saved = float(np.mean([(start[which] - own[which]) / start[which] for which in start]))
+        found.setdefault(name, []).append((width, saved))
+    return found
 
 
 def _ladder(
-    groups: Sequence[Choice], curves: Curves, cost: Callable[[Mapping[str, int]], Costs], power: float
+    groups: Sequence[Choice], curves: Curves, saved: Mapping[str, Sequence[tuple[int, float]]], power: float
 ) -> list[tuple[str, int]]:
     """All (group, width) steps, those of least error per saving first (rule 3)."""
-    full = full_widths(groups)
-    start = cost(full)
     steps: list[tuple[float, str, int]] = []
     for group in groups:
-        widths = sorted(group.widths, reverse=True)
-        costs = [cost(full | {group.id: width}) for width in widths]
-        saved = [float(np.mean([(start[name] - own[name]) / start[name] for name in start])) for own in costs]
+        widths, gains = zip(*saved[group.id], strict=True)
         error = [float(curves[group.id][width]) ** power for width in widths]
-        steps += [(slope, group.id, widths[place]) for slope, place in _hull(saved, error)]
+        steps += [(slope, group.id, widths[place]) for slope, place in _hull(gains, error)]
     return [(name, width) for _, name, width in sorted(steps)]
 
 

@@ -1,5 +1,6 @@
 """When a finished model counts as over its budget, with measurements that are known."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -50,7 +51,8 @@ class Found:
     """What a search hands over, with the ceilings under which it was asked for less."""
 
     def __init__(self, monkeypatch, budget, *measured, best_effort=False):
-        self.run = SimpleNamespace(budgets=parse_budgets([budget]), options=SimpleNamespace(best_effort=best_effort))
+        options = SimpleNamespace(best_effort=best_effort)
+        self.run = SimpleNamespace(budgets=parse_budgets([budget]), options=options, timed=lambda _: nullcontext())
         self.ceilings, self.measured = [], list(measured)
         stage = SimpleNamespace(
             run=SimpleNamespace(original=None), size=None, narrowing=None, statistics=None, evaluator=None, cost=None

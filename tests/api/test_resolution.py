@@ -225,6 +225,7 @@ def test_scores_and_costs_at_every_size_refer_to_the_original_at_its_own(bench):
     assert dict(bench.limits(bench.run.budgets)) == {"macs": pytest.approx(0.3 * macs[0])}
     networks = [full | {RESOLUTION: side} for side in (8, 24, 16, 8)]
     assert bench.scorer.many(networks) == [bench.scorer(widths) for widths in networks]
+    assert bench.cost.many(networks) == [bench.cost(widths) for widths in networks]
 
 
 def test_the_score_at_a_size_is_that_of_the_original_on_resized_examples(files, bench):

@@ -57,6 +57,19 @@ def test_the_best_of_the_predictor_is_near_the_best_there_is():
     assert Known()(found.widths) >= best - 0.5
 
 
+def test_costs_of_many_networks_at_once_change_nothing(monkeypatch):
+    wanted = run({"latency": 500.0})
+    asked = []
+
+    def many(self, networks):
+        asked.append(len(networks))
+        return [self(widths) for widths in networks]
+
+    monkeypatch.setattr(Chain, "many", many, raising=False)
+    assert run({"latency": 500.0}) == wanted
+    assert max(asked) > 1000  # the pool of points
+
+
 @pytest.mark.slow
 def test_a_second_budget_costs_a_few_rounds_of_ten_and_no_sampling(monkeypatch):
     kept, score = Samples(), Known()

@@ -60,3 +60,18 @@ def test_savings_may_be_counted_in_what_is_not_limited():
     (found,) = by_size({"latency": 22.0})
     assert found == {"a": 4, "b": 6, "c": 1}
     assert Separable()(found)["latency"] <= 22.0
+
+
+def test_costs_are_asked_for_at_once_where_the_cost_can():
+    class AtOnce(Separable):
+        asked = ()
+
+        def many(self, networks):
+            self.asked = (*self.asked, len(networks))
+            return [self(widths) for widths in networks]
+
+    cost = AtOnce()
+    found, wanted = pool_of(GROUPS, CURVES, cost), pool_of(GROUPS, CURVES, Separable())
+    for limit in (14.0, 16.0, 22.0):
+        assert found({"latency": limit}) == wanted({"latency": limit})
+    assert cost.asked == (1 + sum(len(group.widths) for group in GROUPS),)  # and once for all limits and powers
