@@ -31,6 +31,13 @@ half of the time of MobileNetV2 at 1%, which six rounds seldom reached; the winn
 
 LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.4, 3, 0.01
 FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.5, 3, 0.005
+"""The last measurement: rounds of so many seconds for each model, until the ratio is sure."""
+
+SLOW_MS = 50.0
+"""The last measurement of slower models has one round: of each there are 20 runs to it, whatever they take."""
+
+AT_ONCE = 16
+"""Fewer networks are estimated one by one, which remembers their parts: of a generation of `chamnet` few are new."""
 
 COUNTED = 1 << 16
 """Counts that are kept: the error curves of one search ask for those of the same networks many times."""
@@ -72,13 +79,15 @@ class NetworkCost:
         return {name: self._estimate(name, widths) for name in self.resources}
 
     def many(self, networks: Sequence[Mapping[str, int]]) -> list[dict[str, float]]:
-        """Estimated costs of several networks: latencies of networks that share little take as long as one does."""
+        """Estimated costs of several networks: latencies of many take little longer than that of one."""
+        if len(networks) < AT_ONCE:
+            return [dict(self(widths)) for widths in networks]
         found = [
             {name: self._estimate(name, widths) for name in self.resources if name != "latency"} for widths in networks
         ]
-        if "latency" in self.resources and networks:
+        if "latency" in self.resources:
             assert self.latency is not None
-            for own, ms in zip(found, self.latency.estimates([dict(widths) for widths in networks]), strict=True):
+            for own, ms in zip(found, self.latency.estimates(networks), strict=True):
                 own["latency"] = float(ms)
         return found
 
@@ -141,7 +150,8 @@ class NetworkCost:
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
         """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""
-        return self._against_original(model, seconds, FINAL_ROUNDS, FINAL_SURE)
+        rounds = FINAL_ROUNDS if self.start.median_ms <= SLOW_MS else 1
+        return self._against_original(model, seconds, rounds, FINAL_SURE)
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.

@@ -47,7 +47,7 @@ SCHEMA_VERSION = 1
 STEPS, SECONDS = 2_000, 300.0
 """Training unless the user says otherwise: as many steps as fit into the seconds."""
 
-PATIENCE = 8
+PATIENCE = 6
 
 RUNGS = 0.05
 """The networks of the ladder are so far apart, as a share of the original's multiply-accumulates."""

@@ -32,10 +32,19 @@ def batch_size(graph: Graph) -> int:
     return fixed[0] if fixed else BATCH
 
 
+def is_fixed(graph: Graph) -> bool:
+    """Whether the model takes batches of one size only."""
+    return any(port.dims and port.dims[0] is not None for port in graph.inputs)
+
+
+def examples_for(graph: Graph, macs: float, room: float) -> int:
+    """Examples that take so many multiply-accumulates in all, where the model takes `macs` at once."""
+    return int(room / max(macs / (max(batch_size(graph), 1) if is_fixed(graph) else 1), 1.0))
+
+
 def fixed_feeds(data: Data, indices: Indices, graph: Graph) -> Iterator[tuple[Feeds, Array | None, int]]:
     """Batches with labels and the number of real examples; the last one is filled up where the batch size is fixed."""
-    size = batch_size(graph)
-    fixed = any(port.dims and port.dims[0] is not None for port in graph.inputs)
+    size, fixed = batch_size(graph), is_fixed(graph)
     for start in range(0, len(indices), size):
         at = indices[start : start + size]
         filled = np.resize(at, size) if fixed else at
@@ -74,18 +83,12 @@ class Evaluator:
         self._original = Runner(graph.model)
         self._kept: list[list[Array]] | None = []
         self._batches: list[tuple[Feeds, Array | None, int]] = []
-        self._others: dict[tuple[bytes, str], Evaluator] = {}
         self._fill()
 
     def on(self, indices: Indices | None = None, metric: Metric | None = None) -> "Evaluator":
-        """The same on other examples of the set, or by another metric; made once."""
-        chosen, metric = self.indices if indices is None else indices, metric or self.metric
-        key = chosen.tobytes(), metric.name
-        if key == (self.indices.tobytes(), self.metric.name):
-            return self
-        if key not in self._others:
-            self._others[key] = Evaluator(self.graph, self.data, chosen, metric, self.seen)
-        return self._others[key]
+        """The same on other examples of the set, or by another metric."""
+        chosen = self.indices if indices is None else indices
+        return Evaluator(self.graph, self.data, chosen, metric or self.metric, self.seen)
 
     def seeing(self, seen: Data) -> "Evaluator":
         """The same for models that get the examples otherwise."""
@@ -162,8 +165,7 @@ class Evaluator:
             outputs = run(feeds)
             yield from ((row, outputs) for row in range(number))
             return
-        fixed = any(port.dims and port.dims[0] is not None for port in self.graph.inputs)
-        size = examples_in(feeds)
+        fixed, size = is_fixed(self.graph), examples_in(feeds)
         step = 1 if fixed else max(1, ROWS // size)
         if step == 1:
             for row in range(number):

@@ -20,7 +20,8 @@ from itertools import islice, zip_longest
 
 import numpy as np
 import onnx
-from onnx_netadapt.evaluate import Evaluator
+from onnx_netadapt.evaluate import Evaluator, examples_for
+from onnx_netadapt.inputs import Indices
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.metrics import is_classifier
 from onnx_netadapt.network import Narrowing
@@ -37,7 +38,7 @@ from onnx_netadapt.passes.sequential import refit_sequential
 from onnx_netadapt.passes.targets import Targets
 from onnx_netadapt.run import Run, first_examples, one_blas_thread
 from onnx_netadapt.searching import AIM, SURE, Searcher, lowered
-from onnx_netadapt.stages import At, Stage, groups_of, resolution_of
+from onnx_netadapt.stages import At, groups_of, resolution_of
 
 FAMILIES = (
     ("amounts", 1.0, True),
@@ -75,7 +76,6 @@ FEWEST = 3
 ALL_MACS = 5e8
 """Multiply-accumulates of one example over all finalists: of large networks there are fewer, down to FEWEST."""
 
-
 JUDGED_MACS = 5e10
 """Multiply-accumulates of the original over the selection examples that finalists are judged on: 1,000 of ResNet20. The
 search has fewer for each of its many scores (317 there), which are too few to tell these few apart: over nine runs with
@@ -98,7 +98,7 @@ def settle(
         run.progress.phase("refitting finalists") as report,
         run.timed("finalists"),
         one_blas_thread(),
-        closing(_Judge(at)) as judge,
+        closing(_Judge(at, _judged_on(searcher))) as judge,
     ):
         known = [widths for widths in _distinct([*_uniform(searcher), *proposed]) if widths != result.widths]
         rivals = [*known, *(_rivals(narrowing, searcher, result, known) if _wants_rivals(run) else ())]
@@ -121,12 +121,19 @@ def _wants_rivals(run: Run) -> bool:
     return run.options.search != "chamnet"
 
 
-class _Judge:
-    """The scores of finalists, each refitted from EXAMPLES at the input size that it takes."""
+def _judged_on(searcher: Searcher) -> Indices:
+    """The selection examples that all finalists are judged on: as many as JUDGED_MACS allow, the search's at least."""
+    run, narrowing = searcher.run, searcher.narrowing
+    affordable = examples_for(run.graph, narrowing.sizes.macs(narrowing.full), JUDGED_MACS)
+    return run.selection[: max(affordable, len(searcher.score.evaluator.indices))]
 
-    def __init__(self, at: At) -> None:
-        self._at = at
-        self._made: dict[int | None, tuple[Targets, Rescaler | None]] = {}
+
+class _Judge:
+    """The scores of finalists on some examples, each refitted from EXAMPLES at the input size that it takes."""
+
+    def __init__(self, at: At, examples: Indices) -> None:
+        self._at, self._examples = at, examples
+        self._made: dict[int | None, tuple[Targets, Rescaler | None, Evaluator]] = {}
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """The score on the selection set."""
@@ -139,21 +146,15 @@ class _Judge:
             self._made[key] = (
                 Targets(stage.narrowing.graph, consumers, batches, share=ROWS),
                 rescaler_of(stage.narrowing, stage.run) if rescaled else None,
+                stage.evaluator.on(self._examples) if len(self._examples) else stage.evaluator,
             )
-        model = refitted(stage.narrowing, stage.statistics, groups_of(widths), *self._made[key])
-        return _on_more(stage).score(model)
+        targets, rescaler, evaluator = self._made[key]
+        return evaluator.score(refitted(stage.narrowing, stage.statistics, groups_of(widths), targets, rescaler))
 
     def close(self) -> None:
         """Lets go of what was put aside."""
-        for targets, _ in self._made.values():
+        for targets, *_ in self._made.values():
             targets.close()
-
-
-def _on_more(stage: Stage) -> Evaluator:
-    """The evaluator of a stage on as many selection examples as JUDGED_MACS allow, the search's at least."""
-    one = max(stage.narrowing.sizes.macs(stage.narrowing.full), 1)
-    examples = max(int(JUDGED_MACS / one), len(stage.evaluator.indices))
-    return stage.evaluator.on(stage.run.selection[:examples]) if len(stage.run.selection) else stage.evaluator
 
 
 def rescaler_of(narrowing: Narrowing, run: Run) -> Rescaler:

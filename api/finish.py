@@ -56,8 +56,9 @@ def finish(
     elif pruned.plan["groups"] or "branches" in pruned.plan or run.original is not None:
         with run.progress.phase("fine-tuning") as report, run.timed("finetune"):
             features = features_of(narrowing.coupling, narrowing.kept(widths))
-            finished = recovered.candidates[recovered.last], scores[recovered.last]
-            task = Distillation(recovered.start, finished, recovered.finish, features, model, scores[best])
+            finished = recovered.candidates[recovered.finished], scores[recovered.finished]
+            start = recovered.candidates[recovered.start]
+            task = Distillation(start, finished, recovered.finish, features, model, scores[best])
             model, tuned = distill(run, task, evaluator, report)
     gone = narrowing.coupling.gone(narrowing.kept(widths))
     return joined(model, run.graph, gone) if gone else model, {
@@ -70,20 +71,16 @@ def finish(
 
 @dataclass(frozen=True, slots=True)
 class _Recovered:
-    """Models by how their weights were made; the one that training starts from; and what is set right after it.
+    """Models by how their weights were made; the one that training starts from, and what `finish` makes of it.
 
     Training starts before the logits are rescaled: squared errors would pull them back, and no trained student would
     look better than the start. `finish` rescales every student that is judged.
     """
 
-    candidates: dict[str, onnx.ModelProto]
-    start: onnx.ModelProto
+    candidates: Mapping[str, onnx.ModelProto]
+    start: str
+    finished: str
     finish: Callable[[onnx.ModelProto], onnx.ModelProto]
-
-    @property
-    def last(self) -> str:
-        """The candidate that is the start with what is set right after training."""
-        return next(reversed(self.candidates))
 
 
 def _refitted(
@@ -98,20 +95,22 @@ def _refitted(
     coupling, kept = narrowing.coupling, narrowing.kept(widths)
     candidates = {"sliced": sliced}
     if statistics is None or not (kept or run.original):
-        return _Recovered(candidates, sliced, lambda model: model)
-    start = sliced
+        return _Recovered(candidates, "sliced", "sliced", lambda model: model)
+    start = "sliced"
     if kept:
         candidates["closed form"] = apply_weights(sliced, refit_symmetric(coupling, statistics, kept))
         examples = max(REFIT_EXAMPLES, examples_needed(coupling.graph, statistics.consumers.all))
         batches = first_examples(run, examples)
         with closing(Targets(coupling.graph, statistics.consumers.all, batches)) as targets:
             weights = refit_sequential(coupling, kept, sliced, targets, statistics, progress=report)
-        start = candidates["closed form, front to back"] = apply_weights(sliced, weights)
+        start = "closed form, front to back"
+        candidates[start] = apply_weights(sliced, weights)
     if not is_classifier(run.outputs):
-        return _Recovered(candidates, start, lambda model: model)
+        return _Recovered(candidates, start, start, lambda model: model)
     rescaler = Rescaler(coupling, run.batches, RESCALE_EXAMPLES, run.goal)
-    candidates["front to back, logits rescaled"] = rescaler.applied(start)
-    return _Recovered(candidates, start, rescaler.applied)
+    finished = "front to back, logits rescaled"
+    candidates[finished] = rescaler.applied(candidates[start])
+    return _Recovered(candidates, start, finished, rescaler.applied)
 
 
 def report_evaluator(run: Run) -> Evaluator | None:

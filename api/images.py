@@ -59,8 +59,6 @@ def folder_data(folder: Path, wanted: dict[str, ModelInput], preprocess: str | N
 
 def array_reader(pixels: Pixels, recipe: Preprocess, where: str) -> Reader:
     """Reads the model's input made of bytes (n, H, W, C) or (n, H, W); InputError where they are no images."""
-    from PIL import Image
-
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):
         raise InputError(
             f"{where} has shape {pixels.shape}: --preprocess takes bytes as (n, H, W, 1 or 3), or (n, H, W) for grey; "
@@ -70,6 +68,8 @@ def array_reader(pixels: Pixels, recipe: Preprocess, where: str) -> Reader:
     as_it_is = recipe.size in (None, deep.shape[1:3])
     if as_it_is and deep.shape[3] == recipe.channels:
         return lambda indices: recipe.numbers(deep[indices], where)
+    from PIL import Image
+
     flat = deep[..., 0] if deep.shape[3] == 1 else deep
     room = 0 if as_it_is else KEPT_BYTES  # what is in memory already is not kept twice
     made = lambda place: recipe.pixels(Image.fromarray(np.ascontiguousarray(flat[place])), where)  # noqa: E731

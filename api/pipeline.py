@@ -21,7 +21,7 @@ from onnx_netadapt.costs import NetworkCost
 from onnx_netadapt.downsampling import Sized, downsampled
 from onnx_netadapt.elastic_record import Record, narrowing_of, wanted_record, without_record
 from onnx_netadapt.energy import EnergyModel
-from onnx_netadapt.evaluate import Evaluator, batch_size
+from onnx_netadapt.evaluate import Evaluator, examples_for
 from onnx_netadapt.finalists import settle
 from onnx_netadapt.finish import finish, report_scores
 from onnx_netadapt.ir.errors import InputError
@@ -74,8 +74,8 @@ LOWER = (0.97, 0.95, 0.93)
 """What is asked for when the finished model is over the budget all the same."""
 
 AGAIN_SECONDS = 1.5
-"""Rounds of a finished model that is measured once more before it counts as over the budget: the next one is trained
-anew.
+"""Seconds of each round when a finished model is measured once more, where its budget lies within the measurement's
+error or below it: one that counts as over the budget makes way for another that is trained anew.
 """
 
 OFF_EDGES = 2
@@ -403,8 +403,8 @@ def _evaluator(run: Run, narrowing: Narrowing, choices: list[Choice]) -> Evaluat
     """Scores proposals on as many selection examples as the scoring of a whole search can pay for."""
     from onnx_netadapt.passes.search.netadapt import ITERATIONS
 
-    macs = max(narrowing.sizes.macs(narrowing.full) / max(batch_size(run.graph) if _fixed(run.graph) else 1, 1), 1.0)
-    affordable = int(SCORING_MACS / (macs * max(len(choices), 1) * ITERATIONS))
+    scores = max(len(choices), 1) * ITERATIONS
+    affordable = examples_for(run.graph, narrowing.sizes.macs(narrowing.full), SCORING_MACS / scores)
     count = min(len(run.selection), max(affordable, 16))
     indices = run.selection[:count] if count else run.calibration[:16]
     return Evaluator(run.graph, run.data, indices, _search_metric(run))
@@ -428,10 +428,6 @@ def _samples(run: Run, full: Mapping[str, int], evaluator: Evaluator) -> SampleS
 
 def _digest(graph: Graph) -> str:
     return hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _fixed(graph: Graph) -> bool:
-    return any(port.dims and port.dims[0] is not None for port in graph.inputs)
 
 
 def _search_metric(run: Run) -> Metric:
@@ -493,10 +489,11 @@ def _measured(run: Run, cost: NetworkCost, model: onnx.ModelProto) -> Comparison
     When it says otherwise, who is right is asked once more and for longer.
     """
     told = cost.final(model)
-    return told if _within(run, told) else cost.final(model, AGAIN_SECONDS)
+    return told if _within(run, told, sure=True) else cost.final(model, AGAIN_SECONDS)
 
 
-def _within(run: Run, told: Comparison) -> bool:
-    """Whether the median latency of the finished model is within the latency budget."""
+def _within(run: Run, told: Comparison, *, sure: bool = False) -> bool:
+    """Whether the median latency of the finished model is within the latency budget; `sure`: by more than its error."""
     budget = run.budgets.get("latency")
-    return budget is None or told.latency.median_ms <= budget.limit(told.reference.median_ms)
+    share = 1 - told.error if sure else 1.0
+    return budget is None or told.latency.median_ms <= share * budget.limit(told.reference.median_ms)

@@ -130,16 +130,17 @@ def prepare(
     if metric and metric.labelled and data.labels is None:
         raise InputError(f"--metric {metric.name} needs labels, and {data.origin} has none")
     feeds = measuring_feeds(graph, data)
+    seconds = {"loading": time.perf_counter() - began}
     with progress.phase("measuring the original"):
         start = measure(graph.model, target, feeds, min_seconds=1.0)
+    seconds["measuring"] = time.perf_counter() - began - seconds["loading"]
     progress.say(f"  {start}")
     warnings = [*graph.notes, *data.warnings, *splits.warnings, *_cannot_train(options, graph, data)]
     for warning in warnings:
         progress.say(f"  warning: {warning}")
     return Run(
         options, progress, graph, target, budgets, feeds, Runner(graph.model)(feeds), data, start,
-        splits.calibration, splits.selection, report, report_data, warnings,
-        {"loading": time.perf_counter() - began}, meter,
+        splits.calibration, splits.selection, report, report_data, warnings, seconds, meter,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from onnx_netadapt.metrics import metric_of
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.gram import Statistics
 from onnx_netadapt.passes.search import Choice
-from onnx_netadapt.passes.search.common import Widths, scores_of
+from onnx_netadapt.passes.search.common import Widths, all_of
 from onnx_netadapt.resolution import InputSize, Range, data_at, own_size, refused, sizes_below, tried
 from onnx_netadapt.run import Run, measuring_feeds
 from onnx_netadapt.scoring import AnyScorer
@@ -187,7 +187,7 @@ class SizedScorer:
         found: dict[int, float] = {}
         for scorer in self.scorers.values():
             places = [place for place, widths in enumerate(networks) if self._at(widths) is scorer]
-            scores = scores_of(scorer, [groups_of(networks[place]) for place in places])
+            scores = all_of(scorer, [groups_of(networks[place]) for place in places])
             found.update(zip(places, scores, strict=True))
         return [found[place] for place in range(len(networks))]
 

@@ -84,8 +84,8 @@ def noise_warnings(latency: Latency) -> list[str]:
 
 
 def slower_warnings(told: Comparison, bounded: bool) -> list[str]:
-    """A warning when a model that meets its budget is slower than the original and no budget is `bounded` by time."""
-    if bounded or told.ratio - told.error <= 1:
+    """A warning when the model is slower than the original, unless a budget bounds its time (`bounded`)."""
+    if bounded or told.ratio * (1 - told.error) <= 1:
         return []
     return [
         f"the adapted model is {told.ratio:.2f} times as slow as the original ({told.latency.median_ms:.3f} ms against "

@@ -16,7 +16,8 @@ that is trained here and the latency tables; choose one outside the repository. 
 2. `ours` and `multiplier` are the main job with --search netadapt and multiplier: both have our alignment of widths and
    our recovery in closed form. The others are in `rivals`; `onnxsim` and `tp` are used as their users run them, `tp8`
    and `tp16` round widths to multiples, `onnxsim+` has its own recovery.
-3. Seconds: pruning or search with recovery, then fine-tuning. The latency table, which is filled once for a network and
+3. Seconds: from the first pass over the data or the first ratio tried to the end of recovery, then fine-tuning; not of
+   loading, nor of the scores and latencies that the table tells. The latency table, which is filled once for a network and
    target and kept (--lut), is told apart. Images: those that fine-tuning has seen, short-term training of proposals
    included. Training uses CUDA where it is there (`device`).
 
@@ -48,6 +49,11 @@ QUICK = 400
 """Images of each part with --quick."""
 
 MEASURE_SECONDS = 0.5
+
+PRUNING = ("analysis", "statistics", "search", "finalists", "pruning", "recovery")
+"""Phases of the main job that stand beside a rival's pruning. Loading, the last measurement and the scores of the report
+come before and after, and are not in the rivals' seconds either.
+"""
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,7 @@ class Bencher:
         found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
         seconds, tuned = found.report.seconds, found.report.finetune
         spent, table = seconds.get("finetune", 0.0), seconds.get("table")
-        rest, images = seconds["total"] - spent - (table or 0.0), int(tuned.get("images", 0))
+        rest, images = sum(seconds.get(phase, 0.0) for phase in PRUNING), int(tuned.get("images", 0))
         # the set-up of the bench has filled the table already: what the job says is for what it added to it
         base = replace(base, table_seconds=None if table is None else self.filled + table)
         return self._told(base, found.model, rest, spent, images, tuned.get("said", ""))

@@ -6,9 +6,10 @@
    start is one of the candidates: fine-tuning never makes a model worse by that measure.
 3. A user's own loop (`Hooks.train`) gets the same parts as ours: a `Training`.
 4. The student may have inputs that the teacher has not, drawn anew for each batch: masks (`elastic`).
-5. Training ends after `patience` checks without a gain, and after half as many where none was better than the start: a
-   student that is near its teacher loses in the first steps what it has not won back at the end (MobileNetV2 on 425
-   images at a smaller size, five runs of five), while students that gained did so at their first check.
+5. Training ends after more than `patience` checks without a gain (there are not as many by default), and after half as
+   many where none was better than the start (by default after a quarter of the steps): a student that is near its
+   teacher loses in the first steps what it has not won back at the end (MobileNetV2 on 425 images at a smaller size,
+   five runs of five), while students that gained did so at one of the first two.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ Progress = Callable[[int, int, str], None]
 
 CHECKS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Shares of the steps after which the student is judged, and at the end, unless the settings say otherwise: the first
-two tell whether there is hope (rule 5), the learning rate falls after the others. Eight were a third of the time of
-training ResNet20 by a hundred steps, and the best student was one of the last two.
+two tell whether there is hope (rule 5). Eight checks were a third of the time of training ResNet20 by a hundred steps,
+and the best student was one of the last two.
 """
 
-LEAST_BETWEEN, MOST_BETWEEN = 10, 250
-"""Steps between two checks: a check costs as much as some steps."""
+LEAST_BETWEEN = 10
+"""Steps between two checks at least: a check costs as much as some steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +354,7 @@ def _train(training: Training, progress: Progress) -> str:
 def _between(looked: int, steps: int) -> int:
     """Steps after which the student is judged again, where it was judged after `looked` of them (CHECKS)."""
     following = min((share for share in CHECKS if share * steps > looked), default=1.0) * steps
-    return int(np.clip(math.ceil(following) - looked, LEAST_BETWEEN, MOST_BETWEEN))
+    return max(LEAST_BETWEEN, math.ceil(following) - looked)
 
 
 def _own(training: Training, hooks: Hooks) -> str:

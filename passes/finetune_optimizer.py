@@ -36,7 +36,7 @@ class RelativeAdam:
         self._sizes = _sizes(self._parameters)
         self._means = [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
         self._squares = [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
-        self._made = 0
+        self._made = [0] * len(self._parameters)
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -47,16 +47,16 @@ class RelativeAdam:
         """One step; `lr` is the share."""
         import torch
 
-        self._made += 1
-        first, second = (1 - beta**self._made for beta in BETAS)
         with torch.no_grad():
-            for weight, size, mean, square in zip(
-                self._parameters, self._sizes, self._means, self._squares, strict=True
-            ):
-                if weight.grad is not None:
-                    mean.lerp_(weight.grad, 1 - BETAS[0])
-                    square.lerp_(weight.grad.square(), 1 - BETAS[1])
-                    weight -= lr * size * (mean / first) / ((square / second).sqrt() + EPSILON)
+            for place, weight in enumerate(self._parameters):
+                if weight.grad is None:
+                    continue
+                self._made[place] += 1
+                first, second = (1 - beta ** self._made[place] for beta in BETAS)
+                mean, square = self._means[place], self._squares[place]
+                mean.lerp_(weight.grad, 1 - BETAS[0])
+                square.lerp_(weight.grad.square(), 1 - BETAS[1])
+                weight -= lr * self._sizes[place] * (mean / first) / ((square / second).sqrt() + EPSILON)
 
 
 def _sizes(parameters: Sequence[Any]) -> list[Any]:

@@ -42,12 +42,11 @@ from .common import (
     SearchResult,
     Step,
     Widths,
-    costs_of,
+    all_of,
     full_widths,
     key_of,
     over,
     require_reachable,
-    scores_of,
 )
 from .curves import Curves, Pool, summed_error
 from .genes import Genes
@@ -189,7 +188,7 @@ class _Hunt:
         """The same of several networks."""
         keys = [tuple(widths.values()) for widths in networks]
         fresh = {key: widths for key, widths in zip(keys, networks, strict=True) if key not in self._costs}
-        self._costs.update(zip(fresh, costs_of(self.cost, list(fresh.values())), strict=True))
+        self._costs.update(zip(fresh, all_of(self.cost, list(fresh.values())), strict=True))
         return [self._costs[key] for key in keys]
 
     def learn(self, start: Costs, goal: Mapping[str, float], most: int, good_error: float) -> Surrogate:
@@ -250,7 +249,7 @@ class _Hunt:
         """Scores some of the pool; what is left of it."""
         chosen = [pool[place] for place in places]
         if chosen:
-            self.kept.add(chosen, scores_of(self.score, chosen))
+            self.kept.add(chosen, all_of(self.score, chosen))
         taken = set(places)
         return [widths for place, widths in enumerate(pool) if place not in taken]
 
@@ -262,7 +261,7 @@ class _Hunt:
         for _ in range(ROUNDS):
             self._costs.clear()
             evolved = self._new(self._evolved(limits, surrogate))
-            scores = scores_of(self.score, evolved)
+            scores = all_of(self.score, evolved)
             self.kept.add(evolved, scores)
             rows += [self._told(widths, value) for widths, value in zip(evolved, scores, strict=True)]
             surrogate = self.fitted(surrogate)

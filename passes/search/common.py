@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,18 +14,13 @@ from ...ir.graph import Graph
 Widths = dict[str, int]
 Costs = Mapping[str, float]
 Score = Callable[[Mapping[str, int]], float]
+T = TypeVar("T")
 
 
-def scores_of(score: Score, networks: Sequence[Widths]) -> list[float]:
-    """The scores of several networks: all at once where the score can (it has `many`), else one after the other."""
-    many = getattr(score, "many", None)
-    return [score(widths) for widths in networks] if many is None else list(many(networks))
-
-
-def costs_of(cost: Cost, networks: Sequence[Mapping[str, int]]) -> list[Costs]:
-    """The estimated costs of several networks: all at once where the cost can (it has `many`), else one by one."""
-    many = getattr(cost, "many", None)
-    return [cost(widths) for widths in networks] if many is None else list(many(networks))
+def all_of(told: Callable[[Widths], T], networks: Sequence[Widths]) -> list[T]:
+    """What a score or a cost says of several networks: all at once where it can (it has `many`), else one by one."""
+    many = getattr(told, "many", None)
+    return [told(widths) for widths in networks] if many is None else list(many(networks))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import Choice, Cost, Costs, Score, Widths, costs_of, full_widths, over
+from .common import Choice, Cost, Costs, Score, Widths, all_of, full_widths, over
 
 POWERS = (0.5, 1.0, 2.0)
 """Errors are raised to these powers, one proposal for each: how much a large error in one place counts against many."""
@@ -68,7 +68,7 @@ def pool_of(
 
 def _limited(cost: Cost, names: Sequence[str], networks: Sequence[Widths]) -> list[Costs]:
     """The estimated costs that are limited, of several networks."""
-    return [{name: found[name] for name in names} for found in costs_of(cost, networks)]
+    return [{name: found[name] for name in names} for found in all_of(cost, networks)]
 
 
 def _savings(

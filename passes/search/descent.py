@@ -30,10 +30,10 @@ from .common import (
     SearchResult,
     Step,
     Widths,
+    all_of,
     full_widths,
     over,
     require_reachable,
-    scores_of,
 )
 from .curves import Curves, Pool
 from .polish import polish
@@ -238,7 +238,7 @@ def _judge(
     judged: list[tuple[float, int]] = [(float("-inf"), 0)] * len(proposals)
     alive = list(range(len(proposals)))
     for number, rung in enumerate(rungs):
-        scores = scores_of(rung, [proposals[place].widths for place in alive])
+        scores = all_of(rung, [proposals[place].widths for place in alive])
         for place, value in zip(alive, scores, strict=True):
             judged[place] = (value, number)
         alive.sort(key=lambda place: -judged[place][0])

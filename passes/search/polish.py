@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .common import Choice, Cost, Costs, Key, Score, Step, Widths, in_estimates, key_of, over, scores_of
+from .common import Choice, Cost, Costs, Key, Score, Step, Widths, all_of, in_estimates, key_of, over
 from .curves import Curves, summed_error
 
 SPENT = 0.99
@@ -91,7 +91,7 @@ class _Place:
 
     def best(self, networks: Sequence[Widths], least: float = float("-inf")) -> tuple[float, Widths] | None:
         """The network of the best score, and that score; None when there is none of at least `least`."""
-        scored = zip(scores_of(self.score, networks), networks, strict=True)
+        scored = zip(all_of(self.score, networks), networks, strict=True)
         found = max(scored, key=lambda item: item[0], default=None)
         return found if found is not None and found[0] >= least else None
 

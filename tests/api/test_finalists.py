@@ -1,9 +1,11 @@
 """The last choice of widths: better networks of the same cost replace the search's winner, dearer ones never."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from onnx_netadapt.finalists import MOST, _distinct, _rivals, _uniform, refitted, settle
+from onnx_netadapt import finalists
+from onnx_netadapt.finalists import MOST, _distinct, _Judge, _judged_on, _rivals, _uniform, refitted, settle
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.models.demo import write_demo
 from onnx_netadapt.options import Options
@@ -27,6 +29,22 @@ def bench(tmp_path_factory):
 def searcher(bench):
     limits = bench.limits(bench.run.budgets)
     return searcher_of(bench.run, bench.narrowing, bench.cost, bench.choices, bench.scorer, limits, bench.samples)
+
+
+def test_finalists_are_judged_on_more_examples_than_the_search_has_and_all_on_the_same(bench, searcher, monkeypatch):
+    short = bench.scorer.evaluator
+    few = replace(searcher, score=SimpleNamespace(evaluator=short.on(short.indices[:20])))
+    assert list(_judged_on(few)) == list(bench.run.selection)
+    one = bench.narrowing.sizes.macs(bench.narrowing.full)
+    monkeypatch.setattr(finalists, "JUDGED_MACS", 50 * one)
+    assert list(_judged_on(few)) == list(bench.run.selection[:50])
+    monkeypatch.setattr(finalists, "JUDGED_MACS", 1.0)
+    assert list(_judged_on(few)) == list(bench.run.selection[:20])
+    judge = _Judge(bench.at(bench.run), bench.run.selection[:7])
+    judge(bench.narrowing.full)
+    ((_, _, evaluator),) = judge._made.values()
+    assert list(evaluator.indices) == list(bench.run.selection[:7])
+    judge.close()
 
 
 def _unwise(bench, searcher):

@@ -76,6 +76,31 @@ def test_float16_and_uint8_networks(tmp_path: Path) -> None:
         load_data(str(tmp_path), _inputs(1, 5, 7, 3, dtype="uint8"), "imagenet")
 
 
+@pytest.mark.parametrize(
+    ("shape", "inputs", "spec"),
+    [
+        ((5, 9, 9, 3), _inputs("N", 3, 9, 9), "imagenet"),
+        ((5, 9, 9, 3), _inputs("N", 9, 9, 3), "order=BGR,mean=0.1,0.2,0.3,std=2"),
+        ((5, 9, 9), _inputs("N", 1, 9, 9), "mean=0.5"),
+        ((5, 9, 9, 1), _inputs("N", 1, None, None), "scale=1"),
+        ((5, 9, 9), _inputs("N", 3, 9, 9), "mean=0.5"),
+        ((5, 9, 9, 3), _inputs("N", 1, 9, 9), "mean=0.5"),
+        ((5, 9, 9, 3), _inputs("N", 3, 7, 5), "imagenet"),
+        ((5, 9, 9, 3), _inputs("N", 9, 9, 3, dtype="uint8"), None),
+    ],
+)
+def test_an_array_of_images_is_what_a_folder_of_them_is(tmp_path: Path, shape, inputs: Inputs, spec) -> None:
+    pixels = _bytes(*shape)
+    for place, image in enumerate(pixels):
+        _save(tmp_path / "folder" / f"{place}.png", image[..., 0] if image.shape[2:] == (1,) else image)
+    np.savez(tmp_path / "data.npz", x=pixels)
+    spec = spec if inputs["image"][1].kind == "f" else "scale=1"
+    indices = np.array([3, 0, 3])
+    found = [load_data(str(tmp_path / name), inputs, spec).read(indices)["image"] for name in ("data.npz", "folder")]
+    np.testing.assert_array_equal(*found)
+    assert found[0].dtype == inputs["image"][1]
+
+
 def test_sub_folders_are_classes_by_name(tmp_path: Path) -> None:
     for name, count in (("pear", 2), ("apple", 3), ("zebra", 1)):
         for i in range(count):

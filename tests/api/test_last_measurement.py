@@ -4,8 +4,9 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from onnx_netadapt import pipeline
+from onnx_netadapt import costs, pipeline
 from onnx_netadapt.budgets import parse_budgets
+from onnx_netadapt.costs import FINAL_ROUNDS, FINAL_SECONDS, SLOW_MS, NetworkCost
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.pipeline import AGAIN_SECONDS, LOWER, _measured, _measured_warnings, _within
@@ -21,7 +22,7 @@ class Cost:
     def __init__(self, *found):
         self.found, self.seconds = list(found), []
 
-    def final(self, model, seconds=0.5):
+    def final(self, model, seconds=FINAL_SECONDS):
         self.seconds.append(seconds)
         return self.found.pop(0)
 
@@ -44,7 +45,27 @@ def test_one_above_it_is_measured_once_more_at_length_and_that_decides(budget):
         found = _measured(run(budget), cost, None)
         assert found is second
         assert _within(run(budget), found) is met
-        assert cost.seconds == [0.5, AGAIN_SECONDS]
+        assert cost.seconds == [FINAL_SECONDS, AGAIN_SECONDS]
+
+
+def test_one_nearer_to_it_than_its_error_is_measured_once_more():
+    second = told(10.0, 4.96)
+    cost = Cost(told(10.0, 4.96), second)  # one percent of error
+    assert _measured(run("0.5x"), cost, None) is second
+    assert _within(run("0.5x"), second)
+
+
+@pytest.mark.parametrize(("start", "rounds"), [(1.0, FINAL_ROUNDS), (SLOW_MS, FINAL_ROUNDS), (2 * SLOW_MS, 1)])
+def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, start, rounds):
+    asked = {}
+    monkeypatch.setattr(costs, "runner", lambda *_: None)
+    monkeypatch.setattr(costs, "measure_against", lambda *_, **given: asked.update(given))
+    cost = object.__new__(NetworkCost)
+    cost.start, cost.target, cost.feeds = told(start, start).reference, None, None
+    cost._original = cost._pace = None
+    cost.final(None, 0.7)
+    assert (asked["rounds"], asked["min_seconds"]) == (rounds, 0.7)
+    assert 0 < asked["sure"] < 0.01
 
 
 class Found:

@@ -223,9 +223,10 @@ def test_steps_are_those_of_adam_times_the_size_of_the_weights() -> None:
     weight = torch.nn.Parameter(torch.full((3, 2), 0.5))
     plain = torch.nn.Parameter(torch.zeros(3, 2))
     optimizer, reference = RelativeAdam([weight]), torch.optim.Adam([plain])
+    random = torch.Generator().manual_seed(0)
     for step in range(20):
-        gradient, lr = torch.randn(3, 2) * 10.0 ** (step % 4), 1e-3 * (step + 1)
-        weight.grad, plain.grad = gradient, gradient.clone()
+        gradient, lr = torch.randn(3, 2, generator=random) * 10.0 ** (step % 4), 1e-3 * (step + 1)
+        weight.grad, plain.grad = (None, None) if step in (0, 7) else (gradient, gradient.clone())
         optimizer.step(lr)
         reference.param_groups[0]["lr"] = lr
         reference.step()
@@ -238,7 +239,7 @@ def test_steps_are_those_of_adam_times_the_size_of_the_weights() -> None:
         (100, [13, 25, 50, 75, 100]),
         (400, [50, 100, 200, 300, 400]),
         (12, [10, 12]),
-        (2000, [250 * k for k in range(1, 9)]),
+        (10_000, [1250, 2500, 5000, 7500, 10_000]),
     ],
 )
 def test_a_student_is_judged_at_shares_of_the_steps(steps: int, looked: list[int]) -> None:
@@ -252,6 +253,19 @@ def test_the_end_is_judged_too() -> None:
     settings = _settings(steps=12, check_every=0)
     result = finetune(_net(5, seed=1), _net(11), _batches(), settings, lambda m: 0.0)
     assert [check.step for check in result.history] == [0, 10, 12]
+
+
+def test_when_time_is_short_the_end_is_judged_once() -> None:
+    """After three seconds a step where all of a hundred were to take a hundred seconds."""
+    seconds = itertools.count(0, 3)
+    settings = _settings(steps=100, check_every=0, seconds=100.0, patience=99)
+    result = finetune(
+        _net(5, seed=1), _net(11), _batches(), settings, lambda m: 0.0, clock=lambda: float(next(seconds)) / 2
+    )
+    steps = [check.step for check in result.history]
+    assert steps == sorted(set(steps))
+    assert 10 < steps[-1] < 100
+    assert "fitted into 100 s" in result.reason
 
 
 def test_a_start_that_was_judged_is_not_judged_again() -> None:
