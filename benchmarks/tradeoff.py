@@ -17,8 +17,8 @@ that is trained here and the latency tables; choose one outside the repository. 
    our recovery in closed form. The others are in `rivals`; `onnxsim` and `tp` are used as their users run them, `tp8`
    and `tp16` round widths to multiples, `onnxsim+` has its own recovery.
 3. Seconds: from the first pass over the data or the first ratio tried to the end of recovery, then fine-tuning; not of
-   loading, nor of the scores and latencies that the table tells. The latency table, which is filled once for a network and
-   target and kept (--lut), is told apart. Images: those that fine-tuning has seen, short-term training of proposals
+   loading, nor of the scores and latencies that the table tells. The latency table, which is filled once for a network
+   and target and kept (--lut), is told apart. Images: those that fine-tuning has seen, short-term training of proposals
    included. Training uses CUDA where it is there (`device`).
 
 Needs the folders `models` and `data` of the shared files beside the checkout; says so and stops when they are absent.
@@ -51,8 +51,8 @@ QUICK = 400
 MEASURE_SECONDS = 0.5
 
 PRUNING = ("analysis", "statistics", "search", "finalists", "pruning", "recovery")
-"""Phases of the main job that stand beside a rival's pruning. Loading, the last measurement and the scores of the report
-come before and after, and are not in the rivals' seconds either.
+"""Phases of the main job that stand beside a rival's pruning. Loading, the last measurement and the scores of the
+report come before and after, and are not in the rivals' seconds either.
 """
 
 
