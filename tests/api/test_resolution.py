@@ -192,7 +192,7 @@ def test_training_aims_at_the_outputs_of_the_original_at_its_own_size(files, ben
     run = replace(stage.run, options=replace(bench.run.options, finetune=f"steps=30,augment={int(augment)}"))
     graph = stage.run.graph
     start = stage.evaluator.score(graph.model)
-    task = Distillation(graph.model, lambda model: model, (), graph.model, start)
+    task = Distillation(graph.model, (graph.model, start), lambda model: model, (), graph.model, start)
     model, told = distill(run, task, stage.evaluator, lambda *_: None)
     alone, _ = distill(replace(run, original=None), task, stage.evaluator, lambda *_: None)
     assert told["improved"]
