@@ -34,7 +34,9 @@ FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.5, 3, 0.005
 """The last measurement: rounds of so many seconds for each model, until the ratio is sure."""
 
 SLOW_MS = 50.0
-"""The last measurement of slower models has one round: of each there are 20 runs to it, whatever they take."""
+"""The last measurement of slower models has one round (of each there are 20 runs to it, whatever they take), and so has
+one that no budget waits for.
+"""
 
 AT_ONCE = 16
 """Fewer networks are estimated one by one, which remembers their parts: of a generation of `chamnet` few are new."""
@@ -150,7 +152,7 @@ class NetworkCost:
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
         """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""
-        rounds = FINAL_ROUNDS if self.start.median_ms <= SLOW_MS else 1
+        rounds = FINAL_ROUNDS if "latency" in self.resources and self.start.median_ms <= SLOW_MS else 1
         return self._against_original(model, seconds, rounds, FINAL_SURE)
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:

@@ -55,14 +55,22 @@ def test_one_nearer_to_it_than_its_error_is_measured_once_more():
     assert _within(run("0.5x"), second)
 
 
-@pytest.mark.parametrize(("start", "rounds"), [(1.0, FINAL_ROUNDS), (SLOW_MS, FINAL_ROUNDS), (2 * SLOW_MS, 1)])
-def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, start, rounds):
+@pytest.mark.parametrize(
+    ("resource", "start", "rounds"),
+    [
+        ("latency", 1.0, FINAL_ROUNDS),
+        ("latency", SLOW_MS, FINAL_ROUNDS),
+        ("latency", 2 * SLOW_MS, 1),
+        ("macs", 1.0, 1),
+    ],
+)
+def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, resource, start, rounds):
     asked = {}
     monkeypatch.setattr(costs, "runner", lambda *_: None)
     monkeypatch.setattr(costs, "measure_against", lambda *_, **given: asked.update(given))
     cost = object.__new__(NetworkCost)
     cost.start, cost.target, cost.feeds = told(start, start).reference, None, None
-    cost._original = cost._pace = None
+    cost._original, cost._pace, cost.resources = None, None, (resource,)
     cost.final(None, 0.7)
     assert (asked["rounds"], asked["min_seconds"]) == (rounds, 0.7)
     assert 0 < asked["sure"] < 0.01
