@@ -48,6 +48,7 @@ STEPS, SECONDS = 2_000, 300.0
 """Training unless the user says otherwise: as many steps as fit into the seconds."""
 
 PATIENCE = 6
+"""Half as many checks without a gain over the start end training, after half of its steps (rule 5 of `finetune`)."""
 
 RUNGS = 0.05
 """The networks of the ladder are so far apart, as a share of the original's multiply-accumulates."""
