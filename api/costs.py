@@ -14,7 +14,7 @@ from onnx_netadapt.profiler import (
     LatencyModel,
     Liveness,
     Memory,
-    Pace,
+    Reference,
     Target,
     measure_against,
     memory,
@@ -69,8 +69,7 @@ class NetworkCost:
         self.start = start
         self.latency: LatencyModel | None = None
         self.energy: EnergyModel | None = None
-        self._pace = Pace()
-        self._original = runner(self.original[0], target, self.original[1])
+        self._original = Reference(runner(self.original[0], target, self.original[1]))
         self._overhead = narrowing.graph.model.ByteSize() - narrowing.sizes.weight_bytes(narrowing.full)
         self._liveness = Liveness.of(narrowing.graph.model)
         self._known: dict[Key, dict[str, float]] = {}
@@ -146,9 +145,7 @@ class NetworkCost:
 
     def _against_original(self, model: onnx.ModelProto, seconds: float, rounds: int, sure: float) -> Comparison:
         run = runner(model, self.target, self.feeds)
-        return measure_against(
-            self._original, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure, pace=self._pace
-        )
+        return measure_against(self._original, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure)
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
         """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""

@@ -8,7 +8,7 @@ from .lut import Entry, Lut, differences
 from .memory import Liveness, Memory, memory
 from .staircase import Granularity, probe
 from .target import Target
-from .timing import Clocks, Comparison, Feeds, Latency, Pace, measure, measure_against, measure_many, runner
+from .timing import Clocks, Comparison, Feeds, Latency, Reference, measure, measure_against, measure_many, runner
 from .trace import Trace, trace
 from .units import Attribution, Executed, attribute
 
@@ -30,8 +30,8 @@ __all__ = [
     "Lut",
     "Memory",
     "Network",
-    "Pace",
     "Part",
+    "Reference",
     "Target",
     "Trace",
     "accuracy",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from .cost import LatencyModel
 from .fill import Network, Progress, check_noise, run_whole, whole_runner
 from .target import Target
-from .timing import Comparison, Pace
+from .timing import Comparison, Reference
 
 _MAPE_LIMIT, _WORST_LIMIT = 0.05, 0.10
 _DRIFT_TOLD = 0.02
@@ -132,13 +132,13 @@ def accuracy(
     shows it against all moments of the check, is taken out, since it says nothing about the table.
     """
     held = model.lut.networks(model.plan.digest)
-    reference, pace = whole_runner(target, network, network.base), Pace()
+    reference = Reference(whole_runner(target, network, network.base))
     measured: list[tuple[dict[str, int], Comparison]] = []
     for i in range(count):
         if progress is not None:
             progress(i, count, "checking estimates")
         widths = _unseen(network, rng, on_edges, held)
-        measured.append((widths, run_whole(target, network, widths, reference, pace)))
+        measured.append((widths, run_whole(target, network, widths, reference)))
     base_ms = float(np.median([whole.reference.median_ms for _, whole in measured]))
     checks = []
     for widths, whole in measured:

@@ -26,7 +26,7 @@ from .plan import Plan, network_entry
 from .staircase import Granularity, probe
 from .structure import Ran, ShapesOf, Widths, what_ran
 from .target import Target
-from .timing import NOISY, Comparison, Feeds, Pace, measure_against, runner
+from .timing import NOISY, Comparison, Feeds, Reference, measure_against, runner
 from .trace import trace
 from .units import attribute
 
@@ -181,13 +181,13 @@ def _profile(
     if not missing:
         return ""
     done: list[tuple[Widths, Ran, Comparison]] = []
-    reference, pace = whole_runner(target, network, network.base), Pace()
+    reference = Reference(whole_runner(target, network, network.base))
     known = {e.key: e.statistic_us for e in lut.entries("unit")} if plan.capability is Capability.ISOLATED else {}
     for i, widths in enumerate(missing):
         if progress is not None:
             progress(i, len(missing), "profiling variants")
         ran = run_variant(target, network, plan, widths, known, reference)
-        done.append((widths, ran, run_whole(target, network, widths, reference, pace)))
+        done.append((widths, ran, run_whole(target, network, widths, reference)))
         if i + 1 == _EARLY:
             check_noise(target, [whole for *_, whole in done])
     if progress is not None:
@@ -203,12 +203,10 @@ def whole_runner(target: Target, network: Network, widths: Widths) -> Callable[[
     return runner(model, target, network.feeds_for(model))
 
 
-def run_whole(
-    target: Target, network: Network, widths: Widths, reference: Callable[[], object], pace: Pace
-) -> Comparison:
+def run_whole(target: Target, network: Network, widths: Widths, reference: Reference) -> Comparison:
     """The latency at `widths` as a multiple of the reference's (rule 2), at the reference's pace."""
     run = whole_runner(target, network, widths)
-    return measure_against(reference, run, target, min_runs=_WHOLE_RUNS, sure=_WHOLE_SURE, pace=pace)
+    return measure_against(reference, run, target, min_runs=_WHOLE_RUNS, sure=_WHOLE_SURE)
 
 
 def check_noise(target: Target, wholes: Sequence[Comparison]) -> str:
@@ -233,7 +231,7 @@ def run_variant(
     plan: Plan,
     widths: Widths,
     known: dict[str, float],
-    reference: Callable[[], object] | None = None,
+    reference: Reference | None = None,
 ) -> Ran:
     """What one variant ran, as far as the target can tell, and how long the reference took beside it.
 

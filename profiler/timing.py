@@ -7,11 +7,11 @@ Rules (they follow from measurements of ONNX Runtime on shared machines):
 3. The first runs allocate memory and fill caches; they are never counted.
 4. Models to be compared run in alternating bursts, so that a drift of the machine meets all of them alike. The first
    run of a burst finds the other model's data in the caches and is not counted.
-5. A neighbour slows models down, and not all of them alike: some for seconds (a narrow ResNet20 took 0.48 times as long
-   as the original at one moment, 0.55 at the next, each sure to 1%), some for hundredths of a second, so that one of
-   two bursts side by side is hit. What is told is therefore of undisturbed bursts: those at most 1.15 times
-   as slow as the fast ones of the same model (all, on a quiet machine). If it is given the reference's `Pace`, it waits
-   for moments in which the reference is about as fast as ever.
+5. A neighbour slows models down, and not all of them alike (`pace`), for seconds or for hundredths of a second, so that
+   one of two bursts side by side is hit. So the first of the models, in a comparison the reference, has to be about as
+   fast as ever before and after a turn of bursts that counts; otherwise the thread goes to another processor, and waits
+   where none is undisturbed. What is told is of undisturbed bursts: those at most 1.15 times as slow as the fast ones
+   of the same model (all, on a quiet machine).
 6. A comparison says how sure it is: what it would be of other bursts like these, drawn from them. While that spreads
    far, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
 7. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
@@ -20,7 +20,8 @@ Rules (they follow from measurements of ONNX Runtime on shared machines):
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir.errors import ProfileError, TargetError
+from .pace import Pace, Processors, Watch
 from .target import Model, Target
 
 _BURST = 5
@@ -36,9 +38,9 @@ _SURE = 0.01  # relative error of a comparison below which it is not continued
 _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
 _FAST = 0.1  # share of the bursts that are the fast ones
 _SLOW = 1.15  # times the fast bursts from which one was disturbed
-_KEPT = 0.25  # share of a round's bursts at the reference's pace without which it does not count
 _FEW = 4  # bursts of which fewer do not tell how far they spread
 _RESAMPLES = 100  # by which a comparison finds out how sure it is
+_DISTURBED = 0.10  # error of comparisons on a machine that is disturbed all the time
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
 """Relative error of a comparison from which it is called noisy."""
@@ -113,6 +115,7 @@ class Samples:
     cpu: list[int] = field(default_factory=list)
     wall: list[int] = field(default_factory=list)
     switches: int = 0
+    spent_ns: int = 0
 
     def summary(self, clock: str) -> Latency:
         """The Latency of these samples; the wall median is always that of the wall clock."""
@@ -127,6 +130,7 @@ class Samples:
         """Takes over the samples of another round."""
         self.cpu += more.cpu
         self.wall += more.wall
+        self.spent_ns += sum(more.wall)
         self.switches += more.switches
 
     def bursts(self, clock: str) -> npt.NDArray[np.float64]:
@@ -157,21 +161,12 @@ def _fast(medians: npt.NDArray[np.float64]) -> Any:
     return np.sort(medians)[..., :count].mean(axis=-1)
 
 
-@dataclass(slots=True)
-class Pace:
-    """The nanoseconds of a reference's fast bursts so far (rule 5); what has its models compared shares one."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What others are compared with: a function that runs it once, and its pace; all comparisons with it share them."""
 
-    fast_ns: float = float("inf")
-
-    def kept(self, reference: Samples, clock: str) -> bool:
-        """Whether the reference was about as fast as ever for long enough to compare with it."""
-        medians = reference.bursts(clock)
-        self.fast_ns = min(self.fast_ns, float(_fast(medians)))
-        return bool(np.mean(medians <= _SLOW * self.fast_ns) >= _KEPT)
-
-    def slow_down(self, reference: Samples, clock: str) -> None:
-        """Takes the pace of these samples for the machine's from now on."""
-        self.fast_ns = float(_fast(reference.bursts(clock)))
+    run: Callable[[], object]
+    pace: Pace = field(default_factory=Pace)
 
 
 def clock_of(target: Target) -> str:
@@ -206,13 +201,16 @@ def measure_many(
     clocks: Clocks | None = None,
 ) -> tuple[Latency, ...]:
     """The latencies of several models, run in alternation (rules 4 and 5); `min_seconds` is meant per model."""
-    clock, runs = clock_of(target), [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
-    samples = collect(runs, min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks or Clocks())
+    runs = [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
+    samples = collect(
+        runs, target, Pace(), min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks or Clocks()
+    )
+    clock = clock_of(target)
     return tuple(s.undisturbed(clock).summary(clock) for s in samples)
 
 
 def measure_against(
-    reference: Callable[[], object],
+    reference: Reference,
     run: Callable[[], object],
     target: Target,
     *,
@@ -220,40 +218,38 @@ def measure_against(
     min_seconds: float = 0.2,
     sure: float = _SURE,
     rounds: int = _ROUNDS,
-    pace: Pace | None = None,
     clocks: Clocks | None = None,
 ) -> Comparison:
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 to 6).
 
     It is measured in `rounds` of `min_runs` and `min_seconds` each until the ratio's error is at most `sure`; slow
-    models have fewer of them. With a `pace`, rounds in which the reference seldom kept it do not count, and as many
-    others are run at most; a machine that stays slower has a slower pace from then on.
+    models have fewer of them.
     """
-    clock, times = clock_of(target), clocks or Clocks()
-    pair = Samples(), Samples()
-    counted = waited = 0
-    while True:
-        warm_up = 0 if counted + waited else 3
-        more = collect([reference, run], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=times)
-        if pace is not None and not pace.kept(more[0], clock):
-            waited += 1
-            if waited <= rounds:
+    pair, counted = (Samples(), Samples()), 0
+    new = Samples(), Samples()
+    with closing(_turns([reference.run, run], target, reference.pace, min_seconds, 3, clocks or Clocks())) as turns:
+        for turn in turns:
+            _extend(new, turn)
+            if not _enough(new, min_runs, min_seconds):
                 continue
-            pace.slow_down(more[0], clock)
-        counted += 1
-        for samples, new in zip(pair, more, strict=True):
-            samples.extend(new)
-        found = _compared(*pair, clock)
-        tired = counted >= _ROUNDS and sum(pair[1].wall) > _PATIENCE_SECONDS * 1e9 / 2
-        if found.error <= sure or counted >= rounds or tired:
-            return found
+            _extend(pair, new)
+            new, counted = (Samples(), Samples()), counted + 1
+            found = _compared(*pair, clock_of(target), reference.pace)
+            tired = counted >= _ROUNDS and sum(pair[1].wall) > _PATIENCE_SECONDS * 1e9 / 2
+            if found.error <= sure or counted >= rounds or tired:
+                break
+    return found
 
 
-def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
-    """The comparison of two models' undisturbed bursts; its error is 1.96 standard deviations of the bootstrap's."""
+def _compared(reference: Samples, other: Samples, clock: str, pace: Pace) -> Comparison:
+    """The comparison of two models' undisturbed bursts; its error is 1.96 standard deviations of the bootstrap's.
+
+    Of a machine that is disturbed all the time the bursts do not tell how far off they are; `_DISTURBED` does.
+    """
     before, after = (samples.undisturbed(clock).summary(clock) for samples in (reference, other))
     spread = math.hypot(*(float(np.std(np.log(_resampled(samples.spread(clock))))) for samples in (reference, other)))
-    return Comparison(after, after.median_ms / max(before.median_ms, 1e-6), 1.96 * spread, before)
+    error = math.hypot(1.96 * spread, _DISTURBED if pace.disturbed else 0.0)
+    return Comparison(after, after.median_ms / max(before.median_ms, 1e-6), error, before)
 
 
 def _resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -281,6 +277,8 @@ def runner(model: Model, target: Target, feeds: Feeds) -> Callable[[], object]:
 
 def collect(
     runs: Sequence[Callable[[], object]],
+    target: Target,
+    pace: Pace,
     *,
     min_runs: int,
     min_seconds: float,
@@ -292,25 +290,66 @@ def collect(
     Functions so slow that `min_runs` would take longer than `_PATIENCE_SECONDS` get fewer runs, at least one burst.
     """
     samples = [Samples() for _ in runs]
-    spent = [0.0] * len(runs)
-    for run in runs:
-        for _ in range(warm_up):
-            run()
-    skipped = 1 if len(runs) > 1 else 0
-    while not all(_enough(len(s.wall), ns, min_runs, min_seconds * 1e9) for s, ns in zip(samples, spent, strict=True)):
-        for place, (run, into) in enumerate(zip(runs, samples, strict=True)):
-            for _ in range(skipped):
-                run()
-            before = clocks.switches()
-            for _ in range(_BURST):
-                _timed(run, into, clocks)
-            into.switches += clocks.switches() - before
-            spent[place] += sum(into.wall[-_BURST:])
+    with closing(_turns(runs, target, pace, min_seconds, warm_up, clocks)) as turns:
+        for turn in turns:
+            _extend(samples, turn)
+            if _enough(samples, min_runs, min_seconds):
+                break
     return samples
 
 
-def _enough(done: int, spent_ns: float, min_runs: int, needed_ns: float) -> bool:
-    return (done >= min_runs and spent_ns >= needed_ns) or spent_ns > max(needed_ns, _PATIENCE_SECONDS * 1e9)
+def _turns(
+    runs: Sequence[Callable[[], object]], target: Target, pace: Pace, seconds: float, warm_up: int, clocks: Clocks
+) -> Generator[list[Samples], None, None]:
+    """A burst of every function in `runs`, again and again, while the first one keeps its pace (rules 4 and 5)."""
+    clock, skipped = clock_of(target), 1 if len(runs) > 1 else 0
+    for run in runs:
+        for _ in range(warm_up):
+            run()
+    with Processors.of(target) as processors:
+        watch, after = Watch.over(seconds, pace, processors), None
+        while True:
+            before = after or _burst(runs[0], skipped, clocks)
+            after = None
+            if not _counts(before, watch, clock):
+                continue
+            turn = [before, *(_burst(run, skipped, clocks) for run in runs[1:])]
+            if len(runs) > 1:
+                after = _burst(runs[0], skipped, clocks)
+                if not _counts(after, watch, clock):
+                    after = None
+                    continue
+            yield turn
+
+
+def _counts(burst: Samples, watch: Watch, clock: str) -> bool:
+    """Whether what was run beside a burst of the first model counts."""
+    return watch.keeps(float(burst.bursts(clock)[0]), sum(burst.wall))
+
+
+def _burst(run: Callable[[], object], skipped: int, clocks: Clocks) -> Samples:
+    """Some runs one after another, after those that are `skipped`."""
+    for _ in range(skipped):
+        run()
+    found, before = Samples(), clocks.switches()
+    for _ in range(_BURST):
+        _timed(run, found, clocks)
+    found.switches = clocks.switches() - before
+    return found
+
+
+def _enough(samples: Sequence[Samples], min_runs: int, min_seconds: float) -> bool:
+    """Whether each of them has its runs and seconds, or has taken too long."""
+    needed = min_seconds * 1e9
+    return all(
+        (len(s.wall) >= min_runs and s.spent_ns >= needed) or s.spent_ns > max(needed, _PATIENCE_SECONDS * 1e9)
+        for s in samples
+    )
+
+
+def _extend(samples: Sequence[Samples], more: Sequence[Samples]) -> None:
+    for into, new in zip(samples, more, strict=True):
+        into.extend(new)
 
 
 def _timed(run: Callable[[], object], into: Samples, clocks: Clocks) -> None:

@@ -16,8 +16,8 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ import numpy as np
 import onnx
 
 from ..ir.errors import ProfileError, TargetError
+from .pace import Processors, Watch
 from .target import Target
-from .timing import Feeds, clock_of
+from .timing import Feeds, Reference, clock_of
 
 _SUFFIX = "_kernel_time"
 _INNER = "inner:"
@@ -68,7 +69,7 @@ def trace(
     *,
     runs: int | None = None,
     warm_up: int = 4,
-    reference: Callable[[], object] | None = None,
+    reference: Reference | None = None,
 ) -> Trace:
     """The Trace of `model` over `runs` counted runs (None: as many as its length asks for, rule 3).
 
@@ -86,10 +87,11 @@ def trace(
                 session.run(None, dict(feeds))
             seconds = (time.perf_counter() - start) / max(warm_up, 1)
             count = _runs(seconds, len(named.graph.node)) if runs is None else runs
-            beside = Beside(reference, clock_of(target)) if reference else None
-            disturbed = _run_counted(session, feeds, count, beside) and target.on_caller
-            if disturbed:
-                _run_counted(session, feeds, count, beside)
+            with Processors.of(target) as processors:
+                beside = Beside(reference, clock_of(target), processors) if reference else None
+                disturbed = _run_counted(session, feeds, count, beside) and target.on_caller
+                if disturbed:
+                    _run_counted(session, feeds, count, beside)
         except Exception as error:  # onnxruntime has no common error class
             raise TargetError(f"{target} cannot run the model: {str(error).splitlines()[0]}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -102,20 +104,33 @@ def trace(
 
 @dataclass(slots=True)
 class Beside:
-    """Runs of a reference between those that count, in nanoseconds on a clock."""
+    """Runs of a reference between those that count, in nanoseconds on a clock, at the reference's pace."""
 
-    run: Callable[[], object]
+    reference: Reference
     clock: str
+    processors: InitVar[Processors]
     times: list[int] = field(default_factory=list)
+    _watch: Watch = field(init=False)
+
+    def __post_init__(self, processors: Processors) -> None:
+        self._watch = Watch.over(_PROFILE_SECONDS, self.reference.pace, processors)
 
     def __call__(self) -> None:
-        """One burst; the first run finds the other network's data in the caches and is not counted."""
+        """One burst that keeps the pace."""
+        while not self._watch.keeps(float(np.median(burst := self._burst())), sum(burst)):
+            pass
+        self.times += burst
+
+    def _burst(self) -> list[int]:
+        """Some runs; the first one finds the other network's data in the caches and is not counted."""
         now = time.thread_time_ns if self.clock == "cpu" else time.perf_counter_ns
-        self.run()
+        self.reference.run()
+        found = []
         for _ in range(_BESIDE):
             start = now()
-            self.run()
-            self.times.append(now() - start)
+            self.reference.run()
+            found.append(now() - start)
+        return found
 
 
 def _run_counted(session: Any, feeds: Feeds, count: int, beside: Beside | None) -> bool:

@@ -1,10 +1,12 @@
+import os
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
-from onnx_netadapt.profiler import Clocks, Latency, Pace, Target, measure, measure_against, measure_many
+from onnx_netadapt.profiler import Clocks, Latency, Reference, Target, measure, measure_against, measure_many
+from onnx_netadapt.profiler.pace import Pace
 from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect
 
 
@@ -25,6 +27,18 @@ class FakeMachine:
 
         return run
 
+    def collect(self, runs: list[Callable[[], object]], **wanted: float) -> list[Samples]:
+        return collect(runs, Target(), Pace(), clocks=self.clocks, **wanted)  # type: ignore[arg-type]
+
+    def compare(self, reference: Callable[[], object], run: Callable[[], object], **wanted: float) -> Comparison:
+        return measure_against(
+            Reference(reference),
+            run,
+            Target(),
+            clocks=self.clocks,
+            **wanted,  # type: ignore[arg-type]
+        )
+
 
 def test_percentiles_of_known_samples() -> None:
     samples = Samples([n * 1_000_000 for n in range(1, 12)], [n * 2_000_000 for n in range(1, 12)])
@@ -41,40 +55,36 @@ def test_first_runs_are_not_counted() -> None:
     machine = FakeMachine()
     durations = iter([9e9, 9e9, 9e9] + [1e6] * 1000)
     run = machine.model("a", lambda: next(durations))
-    (samples,) = collect([run], min_runs=7, min_seconds=0, warm_up=3, clocks=machine.clocks)
+    (samples,) = machine.collect([run], min_runs=7, min_seconds=0, warm_up=3)
     assert set(samples.cpu) == {1_000_000}
     assert len(samples.cpu) >= 7
 
 
 def test_runs_go_on_until_enough_time_is_seen() -> None:
     machine = FakeMachine()
-    (samples,) = collect(
-        [machine.model("a", lambda: 1e6)], min_runs=1, min_seconds=0.1, warm_up=0, clocks=machine.clocks
-    )
+    (samples,) = machine.collect([machine.model("a", lambda: 1e6)], min_runs=1, min_seconds=0.1, warm_up=0)
     assert 100 <= len(samples.wall) < 110
 
 
 def test_slow_models_get_fewer_runs() -> None:
     machine = FakeMachine()
-    (samples,) = collect(
-        [machine.model("a", lambda: 1e9)], min_runs=100, min_seconds=0.1, warm_up=0, clocks=machine.clocks
-    )
+    (samples,) = machine.collect([machine.model("a", lambda: 1e9)], min_runs=100, min_seconds=0.1, warm_up=0)
     assert len(samples.wall) == 5
 
 
 def test_models_alternate_in_bursts_and_the_first_of_a_burst_is_dropped() -> None:
     machine = FakeMachine()
     runs = [machine.model("a", lambda: 1e6), machine.model("b", lambda: 2e6)]
-    samples = collect(runs, min_runs=10, min_seconds=0, warm_up=0, clocks=machine.clocks)
-    assert "".join(machine.calls) == "aaaaaabbbbbb" * 2
+    samples = machine.collect(runs, min_runs=10, min_seconds=0, warm_up=0)
+    assert "".join(machine.calls) == "aaaaaa" + "bbbbbbaaaaaa" * 2  # a burst of the first is before and after each
     assert [len(s.cpu) for s in samples] == [10, 10]
 
 
-def test_a_comparison_survives_a_machine_that_changes_speed() -> None:
+def test_a_comparison_survives_a_machine_that_becomes_faster() -> None:
     machine = FakeMachine()
-    speed = lambda: 1.0 if machine.wall < 150e6 else 1.7  # noqa: E731
+    speed = lambda: 1.7 if machine.wall < 150e6 else 1.0  # noqa: E731
     runs = [machine.model("a", lambda: 1e6 * speed()), machine.model("b", lambda: 3e6 * speed())]
-    found = measure_against(*runs, Target(), min_runs=60, min_seconds=0, rounds=1, clocks=machine.clocks)
+    found = machine.compare(*runs, min_runs=60, min_seconds=0, rounds=1)
     assert found.ratio == pytest.approx(3.0)
     assert found.error < 0.001
     assert (found.reference.median_ms, found.latency.median_ms) == (1.0, 3.0)
@@ -91,22 +101,17 @@ def test_bursts_that_are_hit_one_by_one_do_not_change_the_ratio(share: float) ->
         return ms * 1e6 * (slow.setdefault(at, 1.6 if rng.random() < share else 1.0) + 0.02 * rng.standard_normal())
 
     runs = [machine.model("a", lambda: took(1.0)), machine.model("b", lambda: took(0.7))]
-    for pace in (None, Pace()):
-        found = measure_against(
-            *runs, Target(), min_runs=200, min_seconds=0, rounds=1, pace=pace, clocks=machine.clocks
-        )
-        assert found.ratio == pytest.approx(0.7, rel=0.02)
-        assert found.latency.median_ms == pytest.approx(0.7, rel=0.02)
-        assert found.latency.runs <= (1.2 - share) * 200 * 2
+    found = machine.compare(*runs, min_runs=200, min_seconds=0, rounds=1)
+    assert found.ratio == pytest.approx(0.7, rel=0.02)
+    assert found.latency.median_ms == pytest.approx(0.7, rel=0.02)
+    assert found.latency.runs <= (1.2 - share) * 200 * 2
+    assert found.error < 0.03
 
 
 def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> None:
     machine = FakeMachine()
     quiet, waiting = machine.model("a", lambda: 5e6), machine.model("b", lambda: 5e6, wait=4e6)
-    results = [
-        measure_against(quiet, run, Target(), min_runs=10, min_seconds=0, clocks=machine.clocks)
-        for run in (quiet, waiting)
-    ]
+    results = [machine.compare(quiet, run, min_runs=10, min_seconds=0) for run in (quiet, waiting)]
     assert [found.latency.busy for found in results] == [False, True]
     assert [found.latency.median_ms for found in results] == [5.0, 5.0]
     assert [found.ratio for found in results] == [1.0, 1.0]
@@ -117,14 +122,15 @@ def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> N
 def test_a_comparison_goes_on_while_it_is_unsure_and_tells_its_error() -> None:
     def compared(noise: float, rounds: int = 3, ms: float = 1) -> tuple[Comparison, int]:
         machine, rng = FakeMachine(), np.random.default_rng(4)
-        runs = [machine.model(name, lambda: ms * 1e6 * rng.lognormal(0, noise)) for name in "ab"]
-        found = measure_against(*runs, Target(), min_runs=40, min_seconds=0, rounds=rounds, clocks=machine.clocks)
-        return found, len(machine.calls)
+        steady = machine.model("a", lambda: ms * 1e6)
+        unsteady = machine.model("b", lambda: ms * 1e6 * rng.lognormal(0, noise))
+        found = machine.compare(steady, unsteady, min_runs=40, min_seconds=0, rounds=rounds)
+        return found, len(machine.calls) - 12  # the warm-up of both and the first burst
 
-    (quiet, few), (noisy, many) = compared(0.002), compared(0.5)
-    assert many == pytest.approx(3 * few, abs=20)
-    assert compared(0.5, rounds=6)[1] == pytest.approx(6 * few, abs=40)
-    assert compared(0.5, rounds=6, ms=30)[1] == pytest.approx(3 * few, abs=20)  # slow models have fewer rounds
+    (quiet, few), (noisy, many) = compared(0.002), compared(0.2)
+    assert many == 3 * few
+    assert compared(0.2, rounds=6)[1] == 6 * few
+    assert compared(0.2, rounds=6, ms=30)[1] == 3 * few  # slow models have fewer rounds
     assert quiet.error < 0.01
     assert not quiet.noisy
     assert noisy.noisy
@@ -134,7 +140,7 @@ def test_a_comparison_goes_on_while_it_is_unsure_and_tells_its_error() -> None:
 def test_a_single_burst_is_not_called_sure() -> None:
     machine, rng = FakeMachine(), np.random.default_rng(6)
     runs = [machine.model(name, lambda: 2e9 * rng.lognormal(0, 0.05)) for name in "ab"]
-    found = measure_against(*runs, Target(), rounds=1, clocks=machine.clocks)
+    found = machine.compare(*runs, rounds=1)
     assert found.latency.runs <= 5
     assert 0.01 < found.error < 0.2
 
@@ -142,17 +148,14 @@ def test_a_single_burst_is_not_called_sure() -> None:
 def test_a_burst_that_was_disturbed_does_not_count() -> None:
     machine = FakeMachine()
     disturbed = lambda: 1e6 * (9 if len(machine.calls) % 60 < 6 else 1)  # noqa: E731
-    found = measure_against(
-        machine.model("a", lambda: 1e6), machine.model("b", disturbed), Target(),
-        min_runs=60, min_seconds=0, clocks=machine.clocks,
-    )  # fmt: skip
+    found = machine.compare(machine.model("a", lambda: 1e6), machine.model("b", disturbed), min_runs=60, min_seconds=0)
     assert found.ratio == pytest.approx(1.0)
 
 
 class Neighbour:
     """A machine on which `b` takes half of the time of `a`, and 0.7 of it while a neighbour slows both down."""
 
-    def __init__(self, *, beside: Callable[[int], bool]) -> None:
+    def __init__(self, beside: Callable[[int], bool]) -> None:
         self.machine = FakeMachine()
         slow = lambda: beside(self.machine.wall)  # noqa: E731
         self.pair = (
@@ -160,45 +163,93 @@ class Neighbour:
             self.machine.model("b", lambda: 15e5 * 0.7 if slow() else 5e5),
         )
 
-    def compare(self, pace: Pace | None, rounds: int = 2) -> Comparison:
+    def compare(self, pace: Pace, rounds: int = 1) -> Comparison:
         options = {"min_runs": 20, "min_seconds": 0.5, "sure": 0.0, "rounds": rounds, "clocks": self.machine.clocks}
-        return measure_against(*self.pair, Target(), pace=pace, **options)
+        return measure_against(Reference(self.pair[0], pace), self.pair[1], Target(), **options)
+
+
+def never(_: int) -> bool:
+    return False
+
+
+def always(_: int) -> bool:
+    return True
+
+
+def for_two_seconds(now: int) -> bool:
+    return now < 2e9
 
 
 def test_a_neighbour_on_the_same_core_is_waited_for() -> None:
     pace = Pace()
-    quiet = Neighbour(beside=lambda now: False)
-    assert quiet.compare(pace).ratio == pytest.approx(0.5)
+    quiet = Neighbour(never).compare(pace)
+    assert quiet.ratio == pytest.approx(0.5)
     assert pace.fast_ns == 1e6
-    late = Neighbour(beside=lambda now: now < 2e9)
-    found = late.compare(pace, rounds=1)
+    late = Neighbour(for_two_seconds)
+    found = late.compare(pace)
     assert found.ratio == pytest.approx(0.5, rel=0.01)
     assert found.reference.median_ms == pytest.approx(1.0)
+    assert found.error < 0.01
     assert late.machine.wall > 2e9
-    # negative control: without a pace the neighbour decides
-    assert Neighbour(beside=lambda now: now < 2e9).compare(None, rounds=1).ratio == pytest.approx(0.7)
+    # negative control: where nothing is known of the reference, the neighbour decides
+    assert Neighbour(for_two_seconds).compare(Pace()).ratio == pytest.approx(0.7)
 
 
 def test_bursts_beside_a_neighbour_are_left_out_of_what_is_told() -> None:
-    mixed = Neighbour(beside=lambda now: now % 100_000_000 < 70_000_000)
+    mixed = Neighbour(lambda now: now % 100_000_000 < 70_000_000)
     found = mixed.compare(Pace())
     assert found.ratio == pytest.approx(0.5, rel=0.01)
     assert found.latency.p90_ms < 0.7
-    assert found.latency.runs < len(mixed.machine.calls) / 4
+    assert found.error < 0.01
 
 
-def test_a_neighbour_that_stays_is_waited_for_once() -> None:
+def test_a_burst_counts_only_if_the_reference_keeps_its_pace_after_it() -> None:
+    """All of the bursts of `b` are hit, and none of the reference before them; half of those after them are."""
+    machine = FakeMachine()
+    hit = lambda: (len(machine.calls) // 6) % 4 in (1, 2)  # noqa: E731
+    reference = machine.model("a", lambda: 1.5e6 if hit() else 1e6)
+    found = machine.compare(reference, machine.model("b", lambda: 1.4e6 if hit() else 1e6), min_runs=40, min_seconds=0)
+    assert found.ratio == pytest.approx(1.0)
+
+
+def test_a_neighbour_that_stays_is_waited_for_once_and_told() -> None:
     pace = Pace()
-    Neighbour(beside=lambda now: False).compare(pace)
-    stays = Neighbour(beside=lambda now: True)
-    assert stays.compare(pace).ratio == pytest.approx(0.7)
+    assert Neighbour(never).compare(pace).error < 0.01
+    stays, unhurried = Neighbour(always), Neighbour(always)
+    found = stays.compare(pace)
+    assert found.ratio == pytest.approx(0.7)
+    assert found.error >= 0.1
+    assert found.noisy
     waited = stays.machine.wall
-    assert 4e9 < waited < 7e9
-    assert stays.compare(pace).ratio == pytest.approx(0.7)
-    unhurried = Neighbour(beside=lambda now: True)
-    unhurried.compare(None)
-    assert stays.machine.wall - waited == unhurried.machine.wall  # no wait at all
+    assert stays.compare(pace).error >= 0.1
+    unhurried.compare(Pace())
+    once_more = stays.machine.wall - waited
+    assert once_more == unhurried.machine.wall  # no wait at all
+    assert 5e9 < waited - once_more < 7e9
     assert pace.fast_ns == 15e5
+    faster = Neighbour(never).compare(pace)
+    assert faster.error < 0.01
+    assert pace.fast_ns == 1e6
+
+
+def test_a_processor_without_a_neighbour_is_gone_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processors one is always disturbed: whatever the thread starts on, it measures on the other one."""
+    for start in (0, 1):
+        at = {start}
+
+        def place(_: int, allowed: tuple[int, ...], at: set[int] = at, start: int = start) -> None:
+            at.clear()
+            at.add(start if start in allowed else allowed[0])
+
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+        monkeypatch.setattr(os, "sched_setaffinity", place, raising=False)
+        pair, pace = Neighbour(lambda _, at=at: at == {1}), Pace()
+        Neighbour(never).compare(pace)
+        found = pair.compare(pace)
+        assert found.ratio == pytest.approx(0.5, rel=0.01)
+        assert found.error < 0.01
+        assert pair.machine.wall < 2e9
+        assert at == {start}  # it is back
 
 
 def test_a_neighbour_that_takes_the_processor_is_seen_on_the_wall_clock() -> None:
@@ -207,8 +258,8 @@ def test_a_neighbour_that_takes_the_processor_is_seen_on_the_wall_clock() -> Non
     clocks = Clocks(machine.clocks.cpu, machine.clocks.wall, lambda: next(taken))
     alone, with_neighbour = (
         measure_against(
-            *(machine.model(name, lambda: 1e6) for name in "ab"),
-            Target(threads=2), min_runs=20, min_seconds=0, clocks=used,
+            Reference(machine.model("a", lambda: 1e6)), machine.model("b", lambda: 1e6), Target(threads=2),
+            min_runs=20, min_seconds=0, clocks=used,
         ).latency
         for used in (machine.clocks, clocks)
     )  # fmt: skip
