@@ -203,7 +203,7 @@ def loss_of(
     total = sum(parts) / len(parts)
     rest = list(zip(outputs, targets, task.scales, strict=True))[task.outputs :]
     if rest:
-        squares = [torch.nn.functional.mse_loss(have, want) / scale for have, want, scale in rest]
+        squares = [_squares(have, want) / scale for have, want, scale in rest]
         total = total + settings.features * sum(squares) / len(squares)
     return total
 
@@ -224,7 +224,19 @@ def _output_loss(have: Any, want: Any, scale: float, kind: str, labels: Any) -> 
     if kind == "kl":
         mine, theirs = torch.log_softmax(have, -1), torch.log_softmax(want, -1)
         return functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
-    return functional.mse_loss(have, want) / scale
+    return _squares(have, want) / scale
+
+
+def _squares(have: Any, want: Any) -> Any:
+    """The mean squared difference; maps are compared with their channels last, as training has them in memory.
+
+    torch gives the gradient of this loss with the channels first whatever it is given, and adding gradients of two
+    layouts takes a third of a step (ResNet20 at 0.6x, eight maps: 217 ms, 150 with one layout).
+    """
+    import torch
+
+    maps = have.dim() == 4
+    return torch.nn.functional.mse_loss(*(x.permute(0, 2, 3, 1) if maps else x for x in (have, want)))
 
 
 def shares(value: Any, count: int) -> Iterator[Any]:

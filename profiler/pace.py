@@ -20,10 +20,8 @@ from .target import Target
 SLOW = 1.15
 """Times a reference's fastest burst from which one was disturbed."""
 
-PATIENCE_SECONDS, PATIENCE = 2.0, 10.0
-"""Runs of a reference, found disturbed, that one measurement waits for: at least so long, and so many times what it
-measures at least.
-"""
+PATIENCE_SECONDS, PATIENCE = 2.0, 5.0
+"""Runs found disturbed that a measurement waits for: at least so long, and so many times what it measures at least."""
 
 _FREAKS = 2
 """Bursts that may be faster than they can be, by the clock's error."""
@@ -101,7 +99,8 @@ class Processors:
 class Watch:
     """Decides in one measurement which bursts count, by those of the reference, and leaves disturbed processors.
 
-    When its patience is over the machine has become slower, and so has the pace.
+    When its patience is over whatever comes counts; if nothing kept the pace the machine has become slower, and so has
+    the pace.
     """
 
     pace: Pace
@@ -116,9 +115,9 @@ class Watch:
 
     def keeps(self, ns: float, spent_ns: float) -> bool:
         """Whether what was run beside a burst of the reference counts; `ns` is its median, `spent_ns` all of it."""
+        self._fastest = min(self._fastest, ns)
         if self.pace.keeps(ns) or self.patience_ns <= 0:
             return True
-        self._fastest = min(self._fastest, ns)
         self.patience_ns -= spent_ns
         if self.patience_ns <= 0:
             self.pace.slow_down(self._fastest)

@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ class Samples:
         """Takes over the samples of another round."""
         self.cpu += more.cpu
         self.wall += more.wall
-        self.spent_ns += sum(more.wall)
+        self.spent_ns += more.spent_ns
         self.switches += more.switches
 
     def bursts(self, clock: str) -> npt.NDArray[np.float64]:
@@ -223,7 +223,7 @@ def measure_against(
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 to 6).
 
     It is measured in `rounds` of `min_runs` and `min_seconds` each until the ratio's error is at most `sure`; slow
-    models have fewer of them.
+    models have fewer of them. On a machine that is disturbed all the time the error has a part that bursts do not show.
     """
     pair, counted = (Samples(), Samples()), 0
     new = Samples(), Samples()
@@ -234,22 +234,18 @@ def measure_against(
                 continue
             _extend(pair, new)
             new, counted = (Samples(), Samples()), counted + 1
-            found = _compared(*pair, clock_of(target), reference.pace)
-            tired = counted >= _ROUNDS and sum(pair[1].wall) > _PATIENCE_SECONDS * 1e9 / 2
+            found = _compared(*pair, clock_of(target))
+            tired = counted >= _ROUNDS and pair[1].spent_ns > _PATIENCE_SECONDS * 1e9 / 2
             if found.error <= sure or counted >= rounds or tired:
                 break
-    return found
+    return replace(found, error=math.hypot(found.error, _DISTURBED)) if reference.pace.disturbed else found
 
 
-def _compared(reference: Samples, other: Samples, clock: str, pace: Pace) -> Comparison:
-    """The comparison of two models' undisturbed bursts; its error is 1.96 standard deviations of the bootstrap's.
-
-    Of a machine that is disturbed all the time the bursts do not tell how far off they are; `_DISTURBED` does.
-    """
+def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
+    """The comparison of two models' undisturbed bursts; its error is 1.96 standard deviations of the bootstrap's."""
     before, after = (samples.undisturbed(clock).summary(clock) for samples in (reference, other))
     spread = math.hypot(*(float(np.std(np.log(_resampled(samples.spread(clock))))) for samples in (reference, other)))
-    error = math.hypot(1.96 * spread, _DISTURBED if pace.disturbed else 0.0)
-    return Comparison(after, after.median_ms / max(before.median_ms, 1e-6), error, before)
+    return Comparison(after, after.median_ms / max(before.median_ms, 1e-6), 1.96 * spread, before)
 
 
 def _resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -316,15 +312,15 @@ def _turns(
             turn = [before, *(_burst(run, skipped, clocks) for run in runs[1:])]
             if len(runs) > 1:
                 after = _burst(runs[0], skipped, clocks)
-                if not _counts(after, watch, clock):
+                if not _counts(after, watch, clock, sum(s.spent_ns for s in turn)):
                     after = None
                     continue
             yield turn
 
 
-def _counts(burst: Samples, watch: Watch, clock: str) -> bool:
-    """Whether what was run beside a burst of the first model counts."""
-    return watch.keeps(float(burst.bursts(clock)[0]), sum(burst.wall))
+def _counts(burst: Samples, watch: Watch, clock: str, beside_ns: int = 0) -> bool:
+    """Whether a burst of the first model keeps the pace, and so what took `beside_ns` before it counts."""
+    return watch.keeps(float(burst.bursts(clock)[0]), burst.spent_ns + beside_ns)
 
 
 def _burst(run: Callable[[], object], skipped: int, clocks: Clocks) -> Samples:
@@ -357,3 +353,4 @@ def _timed(run: Callable[[], object], into: Samples, clocks: Clocks) -> None:
     run()
     into.cpu.append(clocks.cpu() - cpu)
     into.wall.append(clocks.wall() - wall)
+    into.spent_ns += into.wall[-1]

@@ -53,6 +53,9 @@ TRIES = 3
 HALVING = 3
 """One of so many proposals goes on to the next rung."""
 
+AT_ONCE = 8
+"""Widths of each group that are estimated together; most of a step's proposals are among the first of them."""
+
 POOL = "error curves"
 """The name under which the journal has proposals from the pool."""
 
@@ -173,19 +176,21 @@ class Descent:
         winner = self._first_that_saves(finalists, place)
         known = {tuple(item.widths.items()): value for value, item in finalists}
         best = known.get(tuple(winner.items()))
+        estimates = all_of(self.cost, [item.widths for item in found])
+        told = zip(found, estimates, judged, strict=True)
         return Step(
             number,
             dict(place.limits),
-            tuple(self._told(item, *verdict, place) for item, verdict in zip(found, judged, strict=True)),
+            tuple(self._told(item, estimate, *verdict, place) for item, estimate, verdict in told),
             winner,
             dict(self.cost(winner)),
             dict(self.cost.measure(winner)),
             self.score(winner) if best is None else best,
         )
 
-    def _told(self, item: Proposal, value: float, rung: int, place: Place) -> dict[str, Any]:
+    def _told(self, item: Proposal, estimate: Costs, value: float, rung: int, place: Place) -> dict[str, Any]:
         """A proposal as the journal has it; `rung` is there when its score is not the one that decides."""
-        told = {"group": item.name, "width": item.widths.get(item.name), "estimate": dict(self.cost(item.widths))}
+        told = {"group": item.name, "width": item.widths.get(item.name), "estimate": dict(estimate)}
         if told["width"] is None:
             told["changes"] = {name: w for name, w in item.widths.items() if w != place.widths[name]}
         return told | {"score": value} | ({"rung": rung} if rung < len(self.rungs) - 1 else {})
@@ -206,15 +211,15 @@ class Descent:
 
 def single_groups(groups: Sequence[Choice], cost: Cost, place: Place) -> list[Proposal]:
     """For each group that can, the largest width that meets the limits (cost has steps: no bisection)."""
-    scale = place.scale(cost)
-    found = []
-    for group in groups:
-        for width in sorted((w for w in group.widths if w < place.widths[group.id]), reverse=True):
-            candidate = place.widths | {group.id: width}
-            if within(cost(candidate), scale, place.limits):
-                found.append(Proposal(group.id, candidate))
-                break
-    return found
+    scale, found = place.scale(cost), dict[str, Widths]()
+    below = {g.id: sorted((w for w in g.widths if w < place.widths[g.id]), reverse=True) for g in groups}
+    while waiting := {name: widths[:AT_ONCE] for name, widths in below.items() if widths}:
+        tried = [(name, place.widths | {name: width}) for name, widths in waiting.items() for width in widths]
+        for (name, candidate), estimate in zip(tried, all_of(cost, [widths for _, widths in tried]), strict=True):
+            if name not in found and within(estimate, scale, place.limits):
+                found[name] = candidate
+        below = {name: widths[AT_ONCE:] for name, widths in below.items() if name not in found}
+    return [Proposal(group.id, found[group.id]) for group in groups if group.id in found]
 
 
 def from_pool(pool: Pool | None, cost: Cost, place: Place) -> list[Proposal]:

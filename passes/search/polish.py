@@ -28,8 +28,11 @@ SPENT = 0.99
 REACH = 3
 """Widths that a group gives or takes at most in an exchange."""
 
-ESTIMATES = 30_000
-"""Exchanges whose cost is estimated at most; with more groups each of them reaches less far."""
+EXCHANGES = 30_000
+"""Exchanges that are looked at; with more groups each of them reaches less far."""
+
+AT_ONCE = 512
+"""Exchanges that are estimated together."""
 
 SCORED = 12
 """Exchanges, and groups to be widened where there are curves, that are scored: in networks of fifty groups each of them
@@ -99,47 +102,50 @@ class _Place:
         """The budget in terms of estimates."""
         return in_estimates(self.budget, self.cost(self.widths), self.measured)
 
-    def allowed(self, widths: Widths, estimate: Costs, limits: Mapping[str, float]) -> bool:
-        """Whether a network of this estimate may be tried."""
-        return not over(estimate, limits) and key_of(widths) not in self.tried
-
     def wider(self) -> list[Widths]:
         """For each group the network with it as wide as the budget lets it be (rule 1)."""
         limits = self.limits()
-        found = []
-        for group in self.groups:
-            rising = [w for w in group.widths if w > self.widths[group.id]]
-            for width in reversed(rising):
-                candidate = self.widths | {group.id: width}
-                if self.allowed(candidate, self.cost(candidate), limits):
-                    found.append(candidate)
-                    break
-        return found if self.curves is None else sorted(found, key=self._error)[:SCORED]
+        rising = [{g.id: width} for g in self.groups for width in g.widths if width > self.widths[g.id]]
+        widest = {next(iter(change)): (change, widths) for change, widths, _ in self._allowed(rising, limits)}
+        found = sorted(widest.values(), key=lambda item: self._added(item[0]))
+        return [widths for _, widths in found[: SCORED if self.curves is not None else None]]
 
     def exchanged(self) -> list[Widths]:
-        """The exchanges worth scoring (rule 2)."""
+        """The exchanges worth scoring (rule 2); with curves they come by their error, and few have to be estimated."""
         limits, present = self.limits(), self.cost(self.widths)
         half = {name: (present[name] + limit) / 2 for name, limit in limits.items()}
-        found = []
-        for widths in self._exchanges():
-            estimate = self.cost(widths)
-            if over(estimate, half) and self.allowed(widths, estimate, limits):
-                fill = max(estimate[name] / limit for name, limit in limits.items())
-                found.append((self._error(widths), -fill, widths))
+        waiting = sorted(self._exchanges(), key=self._added)
+        found: list[tuple[float, float, Widths]] = []
+        while waiting and (self.curves is None or len(found) < SCORED):
+            some, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
+            for change, widths, estimate in self._allowed(some, limits):
+                if over(estimate, half):
+                    fill = max(estimate[name] / limit for name, limit in limits.items())
+                    found.append((self._added(change), -fill, widths))
         found.sort(key=lambda item: item[:2])
         return [widths for _, _, widths in found[:SCORED]]
 
+    def _allowed(
+        self, changes: Sequence[Widths], limits: Mapping[str, float]
+    ) -> Iterator[tuple[Widths, Widths, Costs]]:
+        """Of these changes those that may be tried, with the widths that they lead to and their estimate."""
+        networks = [self.widths | change for change in changes]
+        for change, widths, estimate in zip(changes, networks, all_of(self.cost, networks), strict=True):
+            if not over(estimate, limits) and key_of(widths) not in self.tried:
+                yield change, widths, estimate
+
     def _exchanges(self) -> Iterator[Widths]:
-        """Networks with one group wider and another one narrower."""
-        reach = int(np.clip(np.sqrt(ESTIMATES) / max(len(self.groups), 1), 1, REACH))
+        """Changes that make one group wider and another one narrower."""
+        reach = int(np.clip(np.sqrt(EXCHANGES) / max(len(self.groups), 1), 1, REACH))
         for riser in self.groups:
             for high in [w for w in riser.widths if w > self.widths[riser.id]][:reach]:
                 for giver in self.groups:
                     if giver.id != riser.id:
                         for low in [w for w in giver.widths if w < self.widths[giver.id]][-reach:]:
-                            yield self.widths | {riser.id: high, giver.id: low}
+                            yield {riser.id: high, giver.id: low}
 
-    def _error(self, widths: Widths) -> float:
+    def _added(self, change: Widths) -> float:
+        """What a change adds to the summed error."""
         if self.curves is None:
             return 0.0
-        return summed_error(self.curves, {group.id: widths[group.id] for group in self.groups})
+        return summed_error(self.curves, change) - summed_error(self.curves, {g: self.widths[g] for g in change})

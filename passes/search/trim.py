@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from .common import Choice, Cost, Costs, Widths, over
+from .common import Choice, Cost, Costs, Widths, all_of, over
 from .curves import Curves
 
 REACH = 8
@@ -25,9 +25,10 @@ def trim(
     """
     narrowed = dict(widths)
     while missing := _missing(cost(narrowed), limits):
-        steps = []
-        for name, width in _narrower(groups, narrowed):
-            saved = _saved(missing, cost(narrowed | {name: width}), limits)
+        steps, narrower = [], list(_narrower(groups, narrowed))
+        estimates = all_of(cost, [narrowed | {name: width} for name, width in narrower])
+        for (name, width), estimate in zip(narrower, estimates, strict=True):
+            saved = _saved(missing, estimate, limits)
             if saved > 0:
                 added = max(float(curves[name][width] - curves[name][narrowed[name]]), 0.0)
                 steps.append((added / saved, name, -width))

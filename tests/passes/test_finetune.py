@@ -18,7 +18,7 @@ from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.equivalence import run_plain
 from onnx_netadapt.passes.finetune import Check, Feature, FinetuneSettings, Hooks, Training, _between, finetune
 from onnx_netadapt.passes.finetune_optimizer import RelativeAdam, Schedule
-from onnx_netadapt.passes.finetune_task import features_of, with_outputs
+from onnx_netadapt.passes.finetune_task import _squares, features_of, with_outputs
 from onnx_netadapt.passes.images import augmented
 from onnx_netadapt.passes.to_torch import to_torch
 
@@ -383,6 +383,22 @@ def test_feature_maps_are_the_sums_that_keep_all_channels() -> None:
     assert {feature.name[0] for feature in found} == {"b", "s"}  # of the first block the branch: its stream is whole
     assert all(feature.kept.all() for feature in found)
     assert features_of(coupling, {}) == ()
+
+
+def test_gradients_of_maps_keep_the_layout_of_training() -> None:
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+    have, want = (torch.randn((2, 5, 4, 3), generator=rng).to(memory_format=torch.channels_last) for _ in range(2))
+    have.requires_grad_()
+    ours, plain = _squares(have, want), torch.nn.functional.mse_loss(have, want)
+    assert float(ours.detach()) == pytest.approx(float(plain.detach()), rel=1e-6)
+    (found,), (expected,) = torch.autograd.grad(ours, have), torch.autograd.grad(plain, have)
+    assert torch.allclose(found, expected, atol=1e-7)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert not expected.is_contiguous(memory_format=torch.channels_last)  # negative control
+    rows = torch.randn((2, 5), generator=rng)
+    assert float(_squares(rows, rows + 1)) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_what_is_finished_is_judged_and_returned() -> None:
