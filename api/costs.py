@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import onnx
 from onnx_netadapt.energy import EnergyModel
@@ -29,9 +30,14 @@ STEP_SECONDS, STEP_ROUNDS, STEP_SURE = 0.1, 6, 0.03
 half of the time of MobileNetV2 at 1%, which six rounds seldom reached; the winner is measured at length anyway.
 """
 
-LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.4, 3, 0.01
-FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.5, 3, 0.005
-"""The last measurement: rounds of so many seconds for each model, until the ratio is sure."""
+LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.2, 6, 0.01
+FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.25, 6, 0.005
+"""The winner's measurement and the last one: rounds of so many seconds for each model, until the ratio is sure."""
+
+PATIENCE_SECONDS = 10.0
+"""How long these wait for an undisturbed moment: they decide what the budget buys and whether it was met, while a short
+measurement that is 10% off is found out by them.
+"""
 
 SLOW_MS = 50.0
 """The last measurement of slower models has one round (of each there are 20 runs to it, whatever they take), and so has
@@ -140,17 +146,18 @@ class NetworkCost:
         return self._known[key]
 
     def _measured_ms(self, model: onnx.ModelProto) -> float:
-        found = self._against_original(model, STEP_SECONDS, STEP_ROUNDS, STEP_SURE)
+        found = self._against_original(model, min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=STEP_SURE)
         return found.ratio * self.start.median_ms
 
-    def _against_original(self, model: onnx.ModelProto, seconds: float, rounds: int, sure: float) -> Comparison:
-        run = runner(model, self.target, self.feeds)
-        return measure_against(self._original, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure)
+    def _against_original(self, model: onnx.ModelProto, **wanted: Any) -> Comparison:
+        return measure_against(self._original, runner(model, self.target, self.feeds), self.target, **wanted)
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
         """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""
         rounds = FINAL_ROUNDS if "latency" in self.resources and self.start.median_ms <= SLOW_MS else 1
-        return self._against_original(model, seconds, rounds, FINAL_SURE)
+        return self._against_original(
+            model, min_seconds=seconds, rounds=rounds, sure=FINAL_SURE, patience=PATIENCE_SECONDS
+        )
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.
@@ -159,7 +166,9 @@ class NetworkCost:
         """
         model, found = self.narrowing.build(widths), {}
         if "latency" in self.resources:
-            told = self._against_original(model, LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE)
+            told = self._against_original(
+                model, min_seconds=LENGTH_SECONDS, rounds=LENGTH_ROUNDS, sure=LENGTH_SURE, patience=PATIENCE_SECONDS
+            )
             found["latency"] = told.ratio * self.start.median_ms if relative else told.latency.median_ms
         if self.energy is not None:
             found["energy"] = self.energy.of(model).median_mj

@@ -20,8 +20,8 @@ from .target import Target
 SLOW = 1.15
 """Times a reference's fastest burst from which one was disturbed."""
 
-PATIENCE_SECONDS, PATIENCE = 2.0, 5.0
-"""Runs found disturbed that a measurement waits for: at least so long, and so many times what it measures at least."""
+PATIENCE_SECONDS = 3.0
+"""Runs found disturbed that a measurement waits for, unless more is asked for."""
 
 _FREAKS = 2
 """Bursts that may be faster than they can be, by the clock's error."""
@@ -105,13 +105,8 @@ class Watch:
 
     pace: Pace
     processors: Processors
-    patience_ns: float
+    patience_ns: float = PATIENCE_SECONDS * 1e9
     _fastest: float = float("inf")
-
-    @staticmethod
-    def over(seconds: float, pace: Pace, processors: Processors) -> "Watch":
-        """That of a measurement of at least so many seconds."""
-        return Watch(pace, processors, max(PATIENCE_SECONDS, PATIENCE * seconds) * 1e9)
 
     def keeps(self, ns: float, spent_ns: float) -> bool:
         """Whether what was run beside a burst of the reference counts; `ns` is its median, `spent_ns` all of it."""

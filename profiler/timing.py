@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir.errors import ProfileError, TargetError
-from .pace import Pace, Processors, Watch
+from .pace import PATIENCE_SECONDS, Pace, Processors, Watch
 from .target import Model, Target
 
 _BURST = 5
@@ -218,16 +218,18 @@ def measure_against(
     min_seconds: float = 0.2,
     sure: float = _SURE,
     rounds: int = _ROUNDS,
+    patience: float = PATIENCE_SECONDS,
     clocks: Clocks | None = None,
 ) -> Comparison:
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 to 6).
 
     It is measured in `rounds` of `min_runs` and `min_seconds` each until the ratio's error is at most `sure`; slow
-    models have fewer of them. On a machine that is disturbed all the time the error has a part that bursts do not show.
+    models have fewer of them. An undisturbed moment is waited for `patience` seconds; without one the error has a part
+    that bursts do not show.
     """
     pair, counted = (Samples(), Samples()), 0
     new = Samples(), Samples()
-    with closing(_turns([reference.run, run], target, reference.pace, min_seconds, 3, clocks or Clocks())) as turns:
+    with closing(_turns([reference.run, run], target, reference.pace, patience, 3, clocks or Clocks())) as turns:
         for turn in turns:
             _extend(new, turn)
             if not _enough(new, min_runs, min_seconds):
@@ -286,7 +288,7 @@ def collect(
     Functions so slow that `min_runs` would take longer than `_PATIENCE_SECONDS` get fewer runs, at least one burst.
     """
     samples = [Samples() for _ in runs]
-    with closing(_turns(runs, target, pace, min_seconds, warm_up, clocks)) as turns:
+    with closing(_turns(runs, target, pace, PATIENCE_SECONDS, warm_up, clocks)) as turns:
         for turn in turns:
             _extend(samples, turn)
             if _enough(samples, min_runs, min_seconds):
@@ -295,7 +297,7 @@ def collect(
 
 
 def _turns(
-    runs: Sequence[Callable[[], object]], target: Target, pace: Pace, seconds: float, warm_up: int, clocks: Clocks
+    runs: Sequence[Callable[[], object]], target: Target, pace: Pace, patience: float, warm_up: int, clocks: Clocks
 ) -> Generator[list[Samples], None, None]:
     """A burst of every function in `runs`, again and again, while the first one keeps its pace (rules 4 and 5)."""
     clock, skipped = clock_of(target), 1 if len(runs) > 1 else 0
@@ -303,7 +305,7 @@ def _turns(
         for _ in range(warm_up):
             run()
     with Processors.of(target) as processors:
-        watch, after = Watch.over(seconds, pace, processors), None
+        watch, after = Watch(pace, processors, patience * 1e9), None
         while True:
             before = after or _burst(runs[0], skipped, clocks)
             after = None

@@ -113,7 +113,7 @@ class Beside:
     _watch: Watch = field(init=False)
 
     def __post_init__(self, processors: Processors) -> None:
-        self._watch = Watch.over(_PROFILE_SECONDS, self.reference.pace, processors)
+        self._watch = Watch(self.reference.pace, processors)
 
     def __call__(self) -> None:
         """One burst that keeps the pace."""

@@ -39,7 +39,7 @@ SCORED = 12
 was, at every step.
 """
 
-TRIES = 4
+TRIES = 2
 """Networks that may measure over the budget before the rest of it is left."""
 
 
