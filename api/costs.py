@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import onnx
 from onnx_netadapt.energy import EnergyModel
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search.common import Key, key_of
 from onnx_netadapt.profiler import (
+    PATIENCE_SECONDS,
     Comparison,
     Feeds,
     Latency,
@@ -31,13 +31,13 @@ half of the time of MobileNetV2 at 1%, which six rounds seldom reached; the winn
 """
 
 LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.2, 6, 0.01
-FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.25, 6, 0.005
-"""The winner's measurement and the last one: rounds of so many seconds for each model, until the ratio is sure."""
+"""The winner is measured in rounds of so many seconds for each model, until the ratio is sure."""
 
-PATIENCE_SECONDS = 10.0
-"""How long these wait for an undisturbed moment: they decide what the budget buys and whether it was met, while a short
-measurement that is 10% off is found out by them.
-"""
+FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.25, 6, 0.005
+"""And so is the finished model."""
+
+LONG_PATIENCE = 10.0
+"""Seconds that both of these wait for an undisturbed moment: they decide what the budget buys and if it was met."""
 
 SLOW_MS = 50.0
 """The last measurement of slower models has one round (of each there are 20 runs to it, whatever they take), and so has
@@ -139,25 +139,31 @@ class NetworkCost:
             if self.energy is not None:
                 found["energy"] = self.energy.measure(widths)
             if "latency" in self.resources:
-                found["latency"] = self._measured_ms(model)
-                if self.latency is not None:
-                    self.latency.observe(widths, found["latency"])
+                found["latency"] = self._measured_ms(widths, model)
             self._known[key] = found
         return self._known[key]
 
-    def _measured_ms(self, model: onnx.ModelProto) -> float:
-        found = self._against_original(model, min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=STEP_SURE)
-        return found.ratio * self.start.median_ms
+    def _measured_ms(self, widths: Mapping[str, int], model: onnx.ModelProto) -> float:
+        """By a short measurement, which corrects the estimates unless it was disturbed."""
+        told = self._against_original(model, STEP_SECONDS, STEP_ROUNDS, STEP_SURE)
+        found = told.ratio * self.start.median_ms
+        if self.latency is not None and not told.disturbed:
+            self.latency.observe(widths, found)
+        return found
 
-    def _against_original(self, model: onnx.ModelProto, **wanted: Any) -> Comparison:
-        return measure_against(self._original, runner(model, self.target, self.feeds), self.target, **wanted)
+    def _against_original(
+        self, model: onnx.ModelProto, seconds: float, rounds: int, sure: float, patience: float = PATIENCE_SECONDS
+    ) -> Comparison:
+        run = runner(model, self.target, self.feeds)
+        return measure_against(
+            self._original, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure, patience=patience
+        )
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
         """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""
-        rounds = FINAL_ROUNDS if "latency" in self.resources and self.start.median_ms <= SLOW_MS else 1
-        return self._against_original(
-            model, min_seconds=seconds, rounds=rounds, sure=FINAL_SURE, patience=PATIENCE_SECONDS
-        )
+        if "latency" not in self.resources or self.start.median_ms > SLOW_MS:
+            return self._against_original(model, seconds, 1, FINAL_SURE)
+        return self._against_original(model, seconds, FINAL_ROUNDS, FINAL_SURE, LONG_PATIENCE)
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.
@@ -166,9 +172,7 @@ class NetworkCost:
         """
         model, found = self.narrowing.build(widths), {}
         if "latency" in self.resources:
-            told = self._against_original(
-                model, min_seconds=LENGTH_SECONDS, rounds=LENGTH_ROUNDS, sure=LENGTH_SURE, patience=PATIENCE_SECONDS
-            )
+            told = self._against_original(model, LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE, LONG_PATIENCE)
             found["latency"] = told.ratio * self.start.median_ms if relative else told.latency.median_ms
         if self.energy is not None:
             found["energy"] = self.energy.of(model).median_mj

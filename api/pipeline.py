@@ -262,7 +262,7 @@ def _report(bench: Bench, run: Run, done: _Finished, model: onnx.ModelProto, sco
 
 def _measured_warnings(run: Run, told: Comparison) -> list[str]:
     """What the last measurement says beside the budget."""
-    return [*slower_warnings(told, "latency" in run.budgets), *noise_warnings(told.latency)]
+    return [*slower_warnings(told, "latency" in run.budgets), *noise_warnings(told)]
 
 
 def _search_facts(bench: Bench, run: Run, result: SearchResult) -> dict[str, Any]:

@@ -73,14 +73,21 @@ def data_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def noise_warnings(latency: Latency) -> list[str]:
-    """A warning when the machine was busy while the result was measured."""
-    if not latency.busy:
-        return []
-    return [
-        f"the machine was busy while the result was measured (wall {latency.wall_median_ms:.3f} ms, "
-        f"CPU {latency.median_ms:.3f} ms): measure it again with `onnx-netadapt measure` when it is quiet"
-    ]
+def noise_warnings(told: Comparison) -> list[str]:
+    """A warning when the machine was busy, or disturbed all the time, while the result was measured."""
+    latency, again = told.latency, "measure it again with `onnx-netadapt measure` when it is quiet"
+    found = []
+    if latency.busy:
+        found.append(
+            f"the machine was busy while the result was measured (wall {latency.wall_median_ms:.3f} ms, "
+            f"CPU {latency.median_ms:.3f} ms): {again}"
+        )
+    if told.disturbed:
+        found.append(
+            "no moment was found in which the machine was as fast as before, so that the result's latency beside the "
+            f"original's may be off by {told.error:.0%}: {again}"
+        )
+    return found
 
 
 def slower_warnings(told: Comparison, bounded: bool) -> list[str]:

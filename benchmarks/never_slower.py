@@ -58,12 +58,12 @@ def compare(original: str, written: str) -> float:
     """The same, in this process: median over alternating bursts."""
     from onnx_netadapt.ir.load import load
     from onnx_netadapt.passes.equivalence import random_feeds
-    from onnx_netadapt.profiler import Target, measure_against, runner
+    from onnx_netadapt.profiler import Reference, Target, measure_against, runner
 
     target, graphs = Target(), [load(path) for path in (original, written)]
     feeds = random_feeds(graphs[0], 1)[0]
-    runs = [runner(graph.model, target, feeds) for graph in graphs]
-    return measure_against(*runs, target, min_runs=50, min_seconds=2.0).ratio
+    before, after = (runner(graph.model, target, feeds) for graph in graphs)
+    return measure_against(Reference(before), after, target, min_runs=50, min_seconds=2.0, patience=10.0).ratio
 
 
 def run(path: Path, budget: str, start_ms: float, table: Path) -> str:

@@ -6,6 +6,7 @@ from .cost import Estimate, LatencyModel, Part
 from .fill import Network, appraise, extend, fill
 from .lut import Entry, Lut, differences
 from .memory import Liveness, Memory, memory
+from .pace import PATIENCE_SECONDS
 from .staircase import Granularity, probe
 from .target import Target
 from .timing import Clocks, Comparison, Feeds, Latency, Reference, measure, measure_against, measure_many, runner
@@ -13,6 +14,7 @@ from .trace import Trace, trace
 from .units import Attribution, Executed, attribute
 
 __all__ = [
+    "PATIENCE_SECONDS",
     "Accuracy",
     "Attribution",
     "Capability",

@@ -10,41 +10,60 @@ when there is none.
 
 import contextlib
 import os
-from bisect import insort
+from bisect import bisect, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
+from pathlib import Path
 
 from .target import Target
 
 SLOW = 1.15
-"""Times a reference's fastest burst from which one was disturbed."""
+"""Times the fast bursts from which one was disturbed."""
 
 PATIENCE_SECONDS = 3.0
 """Runs found disturbed that a measurement waits for, unless more is asked for."""
 
 _FREAKS = 2
-"""Bursts that may be faster than they can be, by the clock's error."""
+"""Bursts that the clock's error may have made too short."""
+
+_FIRST = 10
+"""Bursts among which three undisturbed ones are expected."""
+
+_FORGOTTEN_NS = 12e9
+"""Medians of bursts, added up, after which a slower pace is the machine's own: a processor that has left its turbo is
+not disturbed. About a minute of runs.
+"""
 
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a reference is where nothing disturbs it; `best_ns` is the fastest that it ever was for long."""
+    """How fast a reference is where nothing disturbs it; `best_ns` is the fastest that it was known to be.
+
+    `vain` counts the measurements in a row whose patience ended.
+    """
 
     best_ns: float = float("inf")
+    vain: int = 0
     _fastest: list[float] = field(default_factory=list)
+    _bursts: int = 0
+    _slower_ns: float = 0.0
 
     @property
     def fast_ns(self) -> float:
-        """Nanoseconds of its third fastest burst, since the machine was last found slower."""
-        return self._fastest[-1]
+        """Nanoseconds of its third fastest burst since the machine was last found slower; of few bursts the fastest."""
+        return self._fastest[-1 if self._bursts >= _FIRST else 0] if self._fastest else float("inf")
 
     def keeps(self, ns: float) -> bool:
-        """Whether a burst of the reference was about as fast as ever."""
+        """Whether a burst of the reference was about as fast as ever; each burst is asked about once."""
         insort(self._fastest, ns)
         del self._fastest[_FREAKS + 1 :]
-        if len(self._fastest) > _FREAKS:
+        self._bursts += 1
+        if self._bursts >= _FIRST:
             self.best_ns = min(self.best_ns, self.fast_ns)
+        self._slower_ns = self._slower_ns + ns if self.disturbed else 0.0
+        if self._slower_ns > _FORGOTTEN_NS:
+            self.best_ns = self.fast_ns
         return ns <= SLOW * self.fast_ns
 
     def slow_down(self, ns: float) -> None:
@@ -66,10 +85,7 @@ class Processors:
     """
 
     allowed: tuple[int, ...] = ()
-    _places: Iterator[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._places = cycle(self.allowed)
+    _places: Iterator[int] | None = field(default=None, init=False)
 
     @staticmethod
     def of(target: Target) -> "Processors":
@@ -78,15 +94,17 @@ class Processors:
         return Processors(tuple(sorted(os.sched_getaffinity(0))) if told else ())
 
     def move(self) -> None:
-        """Goes on to the next processor, where there are several."""
-        if len(self.allowed) > 1:
-            self._pin((next(self._places),))
+        """Goes on from where it is to the next processor, where there are several."""
+        if len(self.allowed) < 2:
+            return
+        if self._places is None:
+            after = bisect(self.allowed, _processor())
+            self._places = cycle(self.allowed[after:] + self.allowed[:after])
+        self._pin((next(self._places),))
 
-    def __enter__(self) -> "Processors":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if len(self.allowed) > 1:
+    def free(self) -> None:
+        """Lets the thread run on all of them again."""
+        if self._places is not None:
             self._pin(self.allowed)
 
     @staticmethod
@@ -95,27 +113,49 @@ class Processors:
             os.sched_setaffinity(0, places)
 
 
+def _processor() -> int:
+    """The processor that the calling thread was last seen on; -1 where the system does not tell (proc(5), field 39)."""
+    try:
+        return int(Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()[36])
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
 @dataclass(slots=True)
 class Watch:
     """Decides in one measurement which bursts count, by those of the reference, and leaves disturbed processors.
 
-    When its patience is over whatever comes counts; if nothing kept the pace the machine has become slower, and so has
-    the pace.
+    When its patience is over whatever comes counts. If nothing kept the pace by then the machine has become slower, and
+    so has the pace; after each measurement in vain the next one waits half as long.
     """
 
     pace: Pace
     processors: Processors
     patience_ns: float = PATIENCE_SECONDS * 1e9
-    _fastest: float = float("inf")
+    _fastest: list[float] = field(default_factory=list)
+
+    def __enter__(self) -> "Watch":
+        self.patience_ns *= 0.5**self.pace.vain
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.processors.free()
+        self.pace.vain = self.pace.vain + 1 if self.given_up else 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether its patience is over."""
+        return self.patience_ns <= 0
 
     def keeps(self, ns: float, spent_ns: float) -> bool:
         """Whether what was run beside a burst of the reference counts; `ns` is its median, `spent_ns` all of it."""
-        self._fastest = min(self._fastest, ns)
-        if self.pace.keeps(ns) or self.patience_ns <= 0:
+        insort(self._fastest, ns)
+        del self._fastest[_FREAKS + 1 :]
+        if self.pace.keeps(ns) or self.given_up:
             return True
         self.patience_ns -= spent_ns
-        if self.patience_ns <= 0:
-            self.pace.slow_down(self._fastest)
-        else:
+        if not self.given_up:
             self.processors.move()
+        elif self._fastest[0] > SLOW * self.pace.fast_ns:
+            self.pace.slow_down(self._fastest[-1])
         return False

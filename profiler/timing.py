@@ -10,8 +10,8 @@ Rules (they follow from measurements of ONNX Runtime on shared machines):
 5. A neighbour slows models down, and not all of them alike (`pace`), for seconds or for hundredths of a second, so that
    one of two bursts side by side is hit. So the first of the models, in a comparison the reference, has to be about as
    fast as ever before and after a turn of bursts that counts; otherwise the thread goes to another processor, and waits
-   where none is undisturbed. What is told is of undisturbed bursts: those at most 1.15 times as slow as the fast ones
-   of the same model (all, on a quiet machine).
+   some seconds where none is undisturbed. (Of a single model a burst counts by itself.) What is told is of undisturbed
+   bursts: those at most 1.15 times as slow as the fast ones of the same model (all, on a quiet machine).
 6. A comparison says how sure it is: what it would be of other bursts like these, drawn from them. While that spreads
    far, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
 7. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
@@ -29,18 +29,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir.errors import ProfileError, TargetError
-from .pace import PATIENCE_SECONDS, Pace, Processors, Watch
+from .pace import PATIENCE_SECONDS, SLOW, Pace, Processors, Watch
 from .target import Model, Target
 
 _BURST = 5
-_PATIENCE_SECONDS = 4.0
+_LONGEST_SECONDS = 4.0
 _SURE = 0.01  # relative error of a comparison below which it is not continued
 _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
 _FAST = 0.1  # share of the bursts that are the fast ones
-_SLOW = 1.15  # times the fast bursts from which one was disturbed
 _FEW = 4  # bursts of which fewer do not tell how far they spread
 _RESAMPLES = 100  # by which a comparison finds out how sure it is
-_DISTURBED = 0.10  # error of comparisons on a machine that is disturbed all the time
+_DISTURBED = 0.10  # error of comparisons for which no undisturbed moment was found
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
 """Relative error of a comparison from which it is called noisy."""
@@ -94,13 +93,15 @@ class Latency:
 class Comparison:
     """A latency, how many times the reference's it is, and the relative error of that (half of a 95% interval).
 
-    `reference` is the latency of the other one meanwhile; the ratio is that of the two medians.
+    `reference` is the latency of the other one meanwhile; the ratio is that of the two medians. `disturbed` tells that
+    no undisturbed moment was found, which makes the error at least 10%.
     """
 
     latency: Latency
     ratio: float
     error: float
     reference: Latency
+    disturbed: bool = False
 
     @property
     def noisy(self) -> bool:
@@ -110,7 +111,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class Samples:
-    """Raw nanoseconds of every counted run on both clocks, and the involuntary switches during them."""
+    """Raw nanoseconds of every counted run on both clocks, their sum on the wall clock, and involuntary switches."""
 
     cpu: list[int] = field(default_factory=list)
     wall: list[int] = field(default_factory=list)
@@ -119,12 +120,16 @@ class Samples:
 
     def summary(self, clock: str) -> Latency:
         """The Latency of these samples; the wall median is always that of the wall clock."""
-        chosen = self.cpu if clock == "cpu" else self.wall
+        chosen = self.on(clock)
         if not chosen:
             raise ProfileError("no run was counted: ask for at least one run")
         p10, p50, p90 = np.percentile(chosen, [10, 50, 90]) / 1e6
         wall_ms, rate = float(np.median(self.wall)) / 1e6, self.switches * 1e9 / max(sum(self.wall), 1)
         return Latency(float(p50), float(p10), float(p90), len(chosen), clock, wall_ms, rate)
+
+    def on(self, clock: str) -> list[int]:
+        """Those of a clock."""
+        return self.cpu if clock == "cpu" else self.wall
 
     def extend(self, more: "Samples") -> None:
         """Takes over the samples of another round."""
@@ -135,21 +140,25 @@ class Samples:
 
     def bursts(self, clock: str) -> npt.NDArray[np.float64]:
         """The median nanoseconds of every burst."""
-        times = self.cpu if clock == "cpu" else self.wall
+        times = self.on(clock)
         found: npt.NDArray[np.float64] = np.median(np.reshape(times[: len(times) // _BURST * _BURST], (-1, _BURST)), 1)
         return found
+
+    def middle(self, clock: str) -> float:
+        """The median nanoseconds."""
+        return float(np.median(self.on(clock)))
 
     def spread(self, clock: str) -> npt.NDArray[np.float64]:
         """What tells how far the measurement may be off: the bursts; of slow models, which have few, the runs."""
         bursts = self.bursts(clock)
-        return bursts if len(bursts) >= _FEW else np.array(self.cpu if clock == "cpu" else self.wall, np.float64)
+        return bursts if len(bursts) >= _FEW else np.array(self.on(clock), np.float64)
 
     def undisturbed(self, clock: str) -> "Samples":
         """The samples of the undisturbed bursts (rule 5); switches, which are counted as a whole, in proportion."""
         medians = self.bursts(clock)
-        places = np.flatnonzero(medians <= _SLOW * _fast(medians))
+        places = np.flatnonzero(medians <= SLOW * _fast(medians))
         cpu, wall = ([x for p in places for x in of[p * _BURST : (p + 1) * _BURST]] for of in (self.cpu, self.wall))
-        return Samples(cpu, wall, round(self.switches * len(wall) / max(len(self.wall), 1)))
+        return Samples(cpu, wall, round(self.switches * len(wall) / max(len(self.wall), 1)), sum(wall))
 
 
 def _fast(medians: npt.NDArray[np.float64]) -> Any:
@@ -229,7 +238,8 @@ def measure_against(
     """
     pair, counted = (Samples(), Samples()), 0
     new = Samples(), Samples()
-    with closing(_turns([reference.run, run], target, reference.pace, patience, 3, clocks or Clocks())) as turns:
+    watch = Watch(reference.pace, Processors.of(target), patience * 1e9)
+    with watch, closing(_turns([reference.run, run], clock_of(target), watch, 3, clocks or Clocks())) as turns:
         for turn in turns:
             _extend(new, turn)
             if not _enough(new, min_runs, min_seconds):
@@ -237,10 +247,11 @@ def measure_against(
             _extend(pair, new)
             new, counted = (Samples(), Samples()), counted + 1
             found = _compared(*pair, clock_of(target))
-            tired = counted >= _ROUNDS and pair[1].spent_ns > _PATIENCE_SECONDS * 1e9 / 2
+            tired = counted >= _ROUNDS and pair[1].spent_ns > _LONGEST_SECONDS * 1e9 / 2
             if found.error <= sure or counted >= rounds or tired:
                 break
-    return replace(found, error=math.hypot(found.error, _DISTURBED)) if reference.pace.disturbed else found
+        disturbed = watch.given_up or reference.pace.disturbed
+    return replace(found, error=math.hypot(found.error, _DISTURBED), disturbed=True) if disturbed else found
 
 
 def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
@@ -253,7 +264,7 @@ def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
 def _resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The median of what is undisturbed of resamples, drawn with replacement (the bootstrap; Efron 1979)."""
     drawn = np.sort(np.random.default_rng(0).choice(values, (_RESAMPLES, len(values))), axis=1)
-    kept = np.count_nonzero(drawn <= _SLOW * _fast(drawn)[:, None], axis=1)
+    kept = np.count_nonzero(drawn <= SLOW * _fast(drawn)[:, None], axis=1)
     middle = np.stack([(kept - 1) // 2, kept // 2], axis=1)
     found: npt.NDArray[np.float64] = np.maximum(np.take_along_axis(drawn, middle, axis=1).mean(axis=1), 1.0)
     return found
@@ -285,10 +296,12 @@ def collect(
 ) -> list[Samples]:
     """Samples of every function in `runs`, called in alternating bursts until each has its runs and seconds.
 
-    Functions so slow that `min_runs` would take longer than `_PATIENCE_SECONDS` get fewer runs, at least one burst.
+    They are at the pace of the first one, which is waited for. Functions so slow that `min_runs` would take longer than
+    `_LONGEST_SECONDS` get fewer runs, at least one burst.
     """
     samples = [Samples() for _ in runs]
-    with closing(_turns(runs, target, pace, PATIENCE_SECONDS, warm_up, clocks)) as turns:
+    watch = Watch(pace, Processors.of(target))
+    with watch, closing(_turns(runs, clock_of(target), watch, warm_up, clocks)) as turns:
         for turn in turns:
             _extend(samples, turn)
             if _enough(samples, min_runs, min_seconds):
@@ -297,35 +310,29 @@ def collect(
 
 
 def _turns(
-    runs: Sequence[Callable[[], object]], target: Target, pace: Pace, patience: float, warm_up: int, clocks: Clocks
+    runs: Sequence[Callable[[], object]], clock: str, watch: Watch, warm_up: int, clocks: Clocks
 ) -> Generator[list[Samples], None, None]:
     """A burst of every function in `runs`, again and again, while the first one keeps its pace (rules 4 and 5)."""
-    clock, skipped = clock_of(target), 1 if len(runs) > 1 else 0
     for run in runs:
         for _ in range(warm_up):
             run()
-    with Processors.of(target) as processors:
-        watch, after = Watch(pace, processors, patience * 1e9), None
-        while True:
-            before = after or _burst(runs[0], skipped, clocks)
-            after = None
-            if not _counts(before, watch, clock):
+    skipped, before = 1 if len(runs) > 1 else 0, None
+    while True:
+        if before is None:
+            before = burst(runs[0], skipped, clocks)
+            if not watch.keeps(before.middle(clock), before.spent_ns):
+                before = None
                 continue
-            turn = [before, *(_burst(run, skipped, clocks) for run in runs[1:])]
-            if len(runs) > 1:
-                after = _burst(runs[0], skipped, clocks)
-                if not _counts(after, watch, clock, sum(s.spent_ns for s in turn)):
-                    after = None
-                    continue
-            yield turn
+        turn, before = [before, *(burst(run, skipped, clocks) for run in runs[1:])], None
+        if len(runs) > 1 and turn[0].spent_ns < watch.patience_ns:  # bursts of seconds are not waited for
+            before = burst(runs[0], skipped, clocks)
+            if not watch.keeps(before.middle(clock), sum(one.spent_ns for one in (*turn, before))):
+                before = None
+                continue
+        yield turn
 
 
-def _counts(burst: Samples, watch: Watch, clock: str, beside_ns: int = 0) -> bool:
-    """Whether a burst of the first model keeps the pace, and so what took `beside_ns` before it counts."""
-    return watch.keeps(float(burst.bursts(clock)[0]), burst.spent_ns + beside_ns)
-
-
-def _burst(run: Callable[[], object], skipped: int, clocks: Clocks) -> Samples:
+def burst(run: Callable[[], object], skipped: int, clocks: Clocks) -> Samples:
     """Some runs one after another, after those that are `skipped`."""
     for _ in range(skipped):
         run()
@@ -340,7 +347,7 @@ def _enough(samples: Sequence[Samples], min_runs: int, min_seconds: float) -> bo
     """Whether each of them has its runs and seconds, or has taken too long."""
     needed = min_seconds * 1e9
     return all(
-        (len(s.wall) >= min_runs and s.spent_ns >= needed) or s.spent_ns > max(needed, _PATIENCE_SECONDS * 1e9)
+        (len(s.wall) >= min_runs and s.spent_ns >= needed) or s.spent_ns > max(needed, _LONGEST_SECONDS * 1e9)
         for s in samples
     )
 

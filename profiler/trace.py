@@ -16,8 +16,9 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ import onnx
 from ..ir.errors import ProfileError, TargetError
 from .pace import Processors, Watch
 from .target import Target
-from .timing import Feeds, Reference, clock_of
+from .timing import Clocks, Feeds, Reference, burst, clock_of
 
 _SUFFIX = "_kernel_time"
 _INNER = "inner:"
 _PROFILE_SECONDS = 0.4
 _SHARE, _DISTURBED_SHARE = 0.5, 0.15  # of the runs, the shortest, whose mean is taken
 _WAITING = 1.15  # wall time over CPU time from which runs count as disturbed
-_BURST, _BESIDE = 8, 2  # counted runs between two visits of the reference, and its counted runs
+_BETWEEN = 16  # counted runs between two visits of the reference
 _PROFILE_EVENTS = 10_000  # each is some 700 bytes of JSON
 
 
@@ -73,8 +74,8 @@ def trace(
 ) -> Trace:
     """The Trace of `model` over `runs` counted runs (None: as many as its length asks for, rule 3).
 
-    A `reference` is run between them and tells how fast the machine was meanwhile. Raises TargetError if the target
-    cannot run the model.
+    A `reference` is run between them, at its pace where that can be had, and tells how fast the machine was meanwhile.
+    Raises TargetError if the target cannot run the model.
     """
     named = named_copy(model)
     with tempfile.TemporaryDirectory(prefix="netadapt-") as folder:
@@ -87,8 +88,9 @@ def trace(
                 session.run(None, dict(feeds))
             seconds = (time.perf_counter() - start) / max(warm_up, 1)
             count = _runs(seconds, len(named.graph.node)) if runs is None else runs
-            with Processors.of(target) as processors:
-                beside = Beside(reference, clock_of(target), processors) if reference else None
+            watch = Watch(reference.pace, Processors.of(target)) if reference else None
+            beside = Beside(reference.run, clock_of(target), watch) if reference and watch else None
+            with watch or nullcontext():
                 disturbed = _run_counted(session, feeds, count, beside) and target.on_caller
                 if disturbed:
                     _run_counted(session, feeds, count, beside)
@@ -106,38 +108,24 @@ def trace(
 class Beside:
     """Runs of a reference between those that count, in nanoseconds on a clock, at the reference's pace."""
 
-    reference: Reference
+    run: Callable[[], object]
     clock: str
-    processors: InitVar[Processors]
+    watch: Watch
     times: list[int] = field(default_factory=list)
-    _watch: Watch = field(init=False)
-
-    def __post_init__(self, processors: Processors) -> None:
-        self._watch = Watch(self.reference.pace, processors)
 
     def __call__(self) -> None:
-        """One burst that keeps the pace."""
-        while not self._watch.keeps(float(np.median(burst := self._burst())), sum(burst)):
-            pass
-        self.times += burst
-
-    def _burst(self) -> list[int]:
-        """Some runs; the first one finds the other network's data in the caches and is not counted."""
-        now = time.thread_time_ns if self.clock == "cpu" else time.perf_counter_ns
-        self.reference.run()
-        found = []
-        for _ in range(_BESIDE):
-            start = now()
-            self.reference.run()
-            found.append(now() - start)
-        return found
+        """One burst that keeps the pace; its first run finds the other network's data in the caches and is left out."""
+        found = burst(self.run, 1, Clocks())
+        while not self.watch.keeps(found.middle(self.clock), found.spent_ns):
+            found = burst(self.run, 1, Clocks())
+        self.times += found.on(self.clock)
 
 
 def _run_counted(session: Any, feeds: Feeds, count: int, beside: Beside | None) -> bool:
     """Runs `count` times; whether the calling thread waited much of that time, as it does on a busy machine."""
     wall, cpu = time.perf_counter(), time.thread_time()
     for i in range(count):
-        if beside is not None and i % _BURST == 0:
+        if beside is not None and i % _BETWEEN == 0:
             beside()
         session.run(None, dict(feeds))
     return time.perf_counter() - wall > _WAITING * (time.thread_time() - cpu)

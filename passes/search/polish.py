@@ -32,7 +32,7 @@ EXCHANGES = 30_000
 """Exchanges that are looked at; with more groups each of them reaches less far."""
 
 AT_ONCE = 512
-"""Exchanges that are estimated together."""
+"""Changes that are estimated together."""
 
 SCORED = 12
 """Exchanges, and groups to be widened where there are curves, that are scored: in networks of fifty groups each of them
@@ -129,10 +129,12 @@ class _Place:
         self, changes: Sequence[Widths], limits: Mapping[str, float]
     ) -> Iterator[tuple[Widths, Widths, Costs]]:
         """Of these changes those that may be tried, with the widths that they lead to and their estimate."""
-        networks = [self.widths | change for change in changes]
-        for change, widths, estimate in zip(changes, networks, all_of(self.cost, networks), strict=True):
-            if not over(estimate, limits) and key_of(widths) not in self.tried:
-                yield change, widths, estimate
+        for start in range(0, len(changes), AT_ONCE):
+            some = changes[start : start + AT_ONCE]
+            networks = [self.widths | change for change in some]
+            for change, widths, estimate in zip(some, networks, all_of(self.cost, networks), strict=True):
+                if not over(estimate, limits) and key_of(widths) not in self.tried:
+                    yield change, widths, estimate
 
     def _exchanges(self) -> Iterator[Widths]:
         """Changes that make one group wider and another one narrower."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from onnx_netadapt import costs, pipeline
 from onnx_netadapt.budgets import parse_budgets
-from onnx_netadapt.costs import FINAL_ROUNDS, FINAL_SECONDS, SLOW_MS, NetworkCost
+from onnx_netadapt.costs import FINAL_ROUNDS, FINAL_SECONDS, LONG_PATIENCE, SLOW_MS, NetworkCost
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.pipeline import AGAIN_SECONDS, LOWER, _measured, _measured_warnings, _within
@@ -70,9 +70,10 @@ def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, re
     monkeypatch.setattr(costs, "measure_against", lambda *_, **given: asked.update(given))
     cost = object.__new__(NetworkCost)
     cost.start, cost.target, cost.feeds = told(start, start).reference, None, None
-    cost._original, cost._pace, cost.resources = None, None, (resource,)
+    cost._original, cost.resources = None, (resource,)
     cost.final(None, 0.7)
     assert (asked["rounds"], asked["min_seconds"]) == (rounds, 0.7)
+    assert (asked["patience"] == LONG_PATIENCE) == (rounds == FINAL_ROUNDS)
     assert 0 < asked["sure"] < 0.01
 
 

@@ -1,5 +1,6 @@
 """What is left of a budget is spent: by widening, then by exchanges, never over the budget by measurement."""
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -69,6 +70,39 @@ def test_widths_are_exchanged_when_no_group_can_be_widened_alone():
     start = taken(cost, {"a": 16, "b": 30})  # 46 of 53: neither 32 + 30 nor 16 + 40 fits, 32 + 20 does
     steps = polish(GROUPS, cost, score, {"latency": 53.0}, start, CURVES)
     assert [dict(step.widths) for step in steps] == [{"a": 32, "b": 20}]
+
+
+class Batched(Priced):
+    """Estimates many networks at once, and remembers how many each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = []
+
+    def many(self, networks):
+        self.sizes.append(len(networks))
+        return [self(widths) for widths in networks]
+
+
+def test_exchanges_come_by_their_error_and_few_are_estimated(monkeypatch):
+    groups = [Choice(f"g{number}", (4, 7, 12)) for number in range(6)]
+    curves = {group.id: np.linspace(1.0 + number, 0.0, 13) for number, group in enumerate(groups)}
+    middle = {group.id: 7 for group in groups}
+
+    def steps(cost):
+        value = lambda widths: -sum(float(curves[g][w]) for g, w in widths.items())  # noqa: E731
+        start = Step(0, {}, (), middle, cost(middle), cost.measure(middle), value(middle))
+        return [dict(step.widths) for step in polish(groups, cost, value, {"latency": 44.0}, start, curves)]
+
+    one_by_one, together = Priced(), Batched()
+    wanted = steps(one_by_one)
+    assert len(wanted) == 1
+    assert steps(together) == wanted
+    monkeypatch.setattr(sys.modules[polish.__module__], "AT_ONCE", 4)
+    in_chunks = Batched()
+    assert steps(in_chunks) == wanted
+    assert max(in_chunks.sizes) == 4
+    assert sum(in_chunks.sizes) < sum(together.sizes)  # those of much error are not asked about
 
 
 def test_an_exchange_that_scores_less_is_left():

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 from onnx_netadapt.profiler import Target
+from onnx_netadapt.profiler import pace as pace_module
 from onnx_netadapt.profiler.pace import Pace, Processors, Watch
 
 
@@ -12,7 +13,7 @@ def watch(pace: Pace, patience_ns: float = 10.0) -> Watch:
 
 def at_pace(ns: float) -> Pace:
     pace = Pace()
-    for _ in range(5):
+    for _ in range(10):
         pace.keeps(ns)
     return pace
 
@@ -42,20 +43,49 @@ def test_the_first_burst_counts_and_a_faster_one_corrects_it() -> None:
 
 def test_patience_ends_and_the_pace_slows_down() -> None:
     pace = at_pace(100.0)
-    one = watch(pace)
-    assert [one.keeps(ns, 4.0) for ns in (150.0, 140.0, 160.0)] == [False, False, False]
-    assert (pace.fast_ns, pace.disturbed) == (140.0, True)
-    assert one.keeps(200.0, 4.0)  # whatever comes
-    other = watch(pace)
-    assert other.keeps(140.0, 4.0)
-    assert not other.keeps(200.0, 4.0)
+    with watch(pace) as one:
+        assert [one.keeps(ns, 4.0) for ns in (150.0, 140.0, 160.0)] == [False, False, False]
+        assert one.given_up
+        assert (pace.fast_ns, pace.disturbed) == (160.0, True)  # the third fastest
+        assert one.keeps(200.0, 4.0)  # whatever comes
+    with watch(pace) as other:
+        assert other.keeps(170.0, 4.0)
+        assert not other.keeps(200.0, 4.0)
+        assert not other.given_up
 
 
 def test_a_machine_that_is_disturbed_now_and_then_has_not_become_slower() -> None:
     pace = at_pace(100.0)
-    one = watch(pace)
-    assert [one.keeps(ns, 4.0) for ns in (150.0, 105.0, 150.0, 150.0, 150.0)] == [False, True, False, False, True]
-    assert (pace.fast_ns, pace.disturbed) == (105.0, False)
+    with watch(pace) as one:
+        assert [one.keeps(ns, 4.0) for ns in (150.0, 105.0, 150.0, 150.0, 150.0)] == [False, True, False, False, True]
+        assert one.given_up
+    assert (pace.fast_ns, pace.disturbed) == (100.0, False)
+
+
+def test_a_freak_does_not_become_the_pace_where_patience_ends() -> None:
+    pace = at_pace(100.0)
+    with watch(pace) as one:
+        assert one.keeps(1.0, 4.0)
+        assert [one.keeps(150.0, 4.0) for _ in range(3)] == [False] * 3
+    assert pace.fast_ns == 100.0
+    assert pace.keeps(100.0)
+    assert not pace.disturbed
+
+
+def test_each_wait_in_vain_halves_the_next_one() -> None:
+    pace = at_pace(100.0)
+    left = []
+    for _ in range(3):
+        with watch(pace) as one:
+            left.append(one.patience_ns)
+            assert one.keeps(100.0, 4.0)
+            while not one.keeps(150.0, 4.0):
+                pass
+    assert left == [10.0, 5.0, 2.5]
+    with watch(pace) as one:
+        assert one.keeps(100.0, 4.0)
+    with watch(pace) as one:
+        assert one.patience_ns == 10.0
 
 
 def test_a_machine_that_is_as_fast_as_ever_again_is_no_longer_disturbed() -> None:
@@ -66,14 +96,36 @@ def test_a_machine_that_is_as_fast_as_ever_again_is_no_longer_disturbed() -> Non
     assert not pace.disturbed
 
 
+def test_a_processor_that_has_left_its_turbo_is_not_disturbed_for_ever() -> None:
+    pace = at_pace(1e6)
+    pace.slow_down(1.3e6)
+    for _ in range(5000):
+        assert pace.keeps(1.3e6)
+        assert pace.disturbed
+    for _ in range(5000):
+        pace.keeps(1.3e6)
+    assert not pace.disturbed
+
+
+def test_nothing_is_known_of_a_new_pace() -> None:
+    assert Pace().fast_ns == float("inf")
+    assert not Pace().disturbed
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processors can be chosen on Linux only")
 def test_the_thread_may_run_everywhere_again_afterwards() -> None:
     allowed = os.sched_getaffinity(0)
     seen = []
-    with Processors.of(Target()) as processors:
-        for _ in range(2 * len(allowed)):
-            processors.move()
-            seen.append(os.sched_getaffinity(0))
+
+    def measurement() -> None:
+        with Watch(at_pace(100.0), Processors.of(Target())) as one:
+            for _ in range(2 * len(allowed)):
+                assert not one.keeps(150.0, 1.0)
+                seen.append(os.sched_getaffinity(0))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        measurement()
     assert os.sched_getaffinity(0) == allowed
     if len(allowed) > 1:
         assert set().union(*seen) == allowed
@@ -83,9 +135,10 @@ def test_the_thread_may_run_everywhere_again_afterwards() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processors can be chosen on Linux only")
 def test_models_with_threads_of_their_own_are_not_moved() -> None:
     allowed = os.sched_getaffinity(0)
-    with Processors.of(Target(threads=2)) as processors:
-        processors.move()
-        assert os.sched_getaffinity(0) == allowed
+    processors = Processors.of(Target(threads=2))
+    processors.move()
+    assert os.sched_getaffinity(0) == allowed
+    processors.free()
 
 
 def test_a_system_that_forbids_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,5 +146,19 @@ def test_a_system_that_forbids_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
-    with Processors((0, 1)) as processors:
+    processors = Processors((0, 1))
+    processors.move()
+    processors.free()
+
+
+def test_what_is_allowed_changes_only_where_the_thread_was_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, places: asked.append(places), raising=False)
+    monkeypatch.setattr(pace_module, "_processor", lambda: 4)
+    processors = Processors((1, 4, 6))
+    processors.free()
+    assert asked == []
+    for _ in range(4):
         processors.move()
+    processors.free()
+    assert asked == [(6,), (1,), (4,), (6,), (1, 4, 6)]  # it goes on from where it is

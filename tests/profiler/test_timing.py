@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from onnx_netadapt.ir.errors import ProfileError, TargetError
 from onnx_netadapt.profiler import Clocks, Latency, Reference, Target, measure, measure_against, measure_many
 from onnx_netadapt.profiler.pace import Pace
 from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect
+from onnx_netadapt.profiler.trace import Beside
 
 
 class FakeMachine:
@@ -105,7 +107,8 @@ def test_bursts_that_are_hit_one_by_one_do_not_change_the_ratio(share: float) ->
     assert found.ratio == pytest.approx(0.7, rel=0.02)
     assert found.latency.median_ms == pytest.approx(0.7, rel=0.02)
     assert found.latency.runs <= (1.2 - share) * 200 * 2
-    assert found.error < (0.03 if share < 0.8 else 0.15)  # few are left
+    assert found.error < (0.25 if found.disturbed else 0.03)
+    assert found.disturbed == (share > 0.7)
 
 
 def test_waiting_shows_as_a_busy_machine_but_does_not_count_on_one_thread() -> None:
@@ -163,9 +166,9 @@ class Neighbour:
             self.machine.model("b", lambda: 15e5 * 0.7 if slow() else 5e5),
         )
 
-    def compare(self, pace: Pace, rounds: int = 1) -> Comparison:
-        options = {"min_runs": 20, "min_seconds": 0.5, "sure": 0.0, "rounds": rounds, "clocks": self.machine.clocks}
-        return measure_against(Reference(self.pair[0], pace), self.pair[1], Target(), **options)
+    def compare(self, pace: Pace, patience: float = 3.0) -> Comparison:
+        options = {"min_runs": 20, "min_seconds": 0.5, "sure": 0.0, "rounds": 1, "clocks": self.machine.clocks}
+        return measure_against(Reference(self.pair[0], pace), self.pair[1], Target(), patience=patience, **options)
 
 
 def never(_: int) -> bool:
@@ -197,19 +200,66 @@ def test_a_neighbour_on_the_same_core_is_waited_for() -> None:
 
 def test_bursts_beside_a_neighbour_are_left_out_of_what_is_told() -> None:
     mixed = Neighbour(lambda now: now % 100_000_000 < 70_000_000)
-    found = mixed.compare(Pace())
+    found = mixed.compare(Pace(), patience=10.0)
     assert found.ratio == pytest.approx(0.5, rel=0.01)
     assert found.latency.p90_ms < 0.7
     assert found.error < 0.01
+    hurried = mixed.compare(Pace(), patience=1.0)
+    assert hurried.ratio == pytest.approx(0.5, rel=0.01)
+    assert hurried.error >= 0.1
+
+
+def _hits(also_after: bool) -> tuple[Comparison, FakeMachine]:
+    """Nine of ten bursts of `b` are hit, and the first one of the reference after each of them if `also_after`."""
+    machine, runs = FakeMachine(), {"b": 0, "a since b": 0}
+
+    def hit() -> bool:
+        return (runs["b"] - 4) // 6 % 10 != 9  # three warm it up
+
+    def reference() -> float:
+        runs["a since b"] += 1
+        return 1.5e6 if also_after and runs["b"] > 3 and hit() and runs["a since b"] <= 6 else 1e6
+
+    def other() -> float:
+        runs["b"], runs["a since b"] = runs["b"] + 1, 0
+        return 1.4e6 if hit() else 1e6
+
+    pair = machine.model("a", reference), machine.model("b", other)
+    return machine.compare(*pair, min_runs=20, min_seconds=0, rounds=1), machine
 
 
 def test_a_burst_counts_only_if_the_reference_keeps_its_pace_after_it() -> None:
-    """All of the bursts of `b` are hit, and none of the reference before them; half of those after them are."""
-    machine = FakeMachine()
-    hit = lambda: (len(machine.calls) // 6) % 4 in (1, 2)  # noqa: E731
-    reference = machine.model("a", lambda: 1.5e6 if hit() else 1e6)
-    found = machine.compare(reference, machine.model("b", lambda: 1.4e6 if hit() else 1e6), min_runs=40, min_seconds=0)
+    found, machine = _hits(also_after=True)
     assert found.ratio == pytest.approx(1.0)
+    assert not found.disturbed
+    assert machine.wall < 3e9
+    assert _hits(also_after=False)[0].ratio == pytest.approx(1.4)  # negative control
+
+
+def test_a_burst_of_the_reference_counts_once_in_its_pace() -> None:
+    """Two bursts that the clock made too short are no pace, though each stands before one turn and after another."""
+    machine, runs = FakeMachine(), {"a": 0}
+
+    def took() -> float:
+        runs["a"] += 1
+        return 1e5 if 21 <= runs["a"] < 33 else 1e6
+
+    found = machine.compare(machine.model("a", took), machine.model("b", lambda: 5e5), min_runs=100, min_seconds=0)
+    assert not found.disturbed
+    assert machine.wall < 1e9
+
+
+def test_a_machine_without_a_moment_long_enough_is_told_as_disturbed() -> None:
+    """The reference is as fast as ever now and then, but never before and after a turn."""
+    machine, count = FakeMachine(), {"a": 0}
+
+    def took() -> float:
+        count["a"] += 1
+        return 1e6 if (count["a"] - 4) // 6 % 2 == 0 else 1.5e6
+
+    found = machine.compare(machine.model("a", took), machine.model("b", lambda: 5e5), min_runs=40, min_seconds=0)
+    assert found.disturbed
+    assert found.error >= 0.1
 
 
 def test_a_neighbour_that_stays_is_waited_for_once_and_told() -> None:
@@ -250,6 +300,15 @@ def test_a_processor_without_a_neighbour_is_gone_to(monkeypatch: pytest.MonkeyPa
         assert found.error < 0.01
         assert pair.machine.wall < 2e9
         assert at == {start}  # it is back
+
+
+def test_visits_of_a_profile_wait_for_the_pace_of_the_reference() -> None:
+    calls: list[int] = []
+    answers = iter([False, False, True])
+    beside = Beside(lambda: calls.append(1), "wall", SimpleNamespace(keeps=lambda *_: next(answers)))
+    beside()
+    assert len(calls) == 18
+    assert len(beside.times) == 5
 
 
 def test_a_neighbour_that_takes_the_processor_is_seen_on_the_wall_clock() -> None:
