@@ -36,7 +36,7 @@ LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.2, 6, 0.01
 FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.25, 6, 0.005
 """And so is the finished model."""
 
-LONG_PATIENCE = 10.0
+LONG_PATIENCE = 6.0
 """Seconds that both of these wait for an undisturbed moment: they decide what the budget buys and if it was met."""
 
 SLOW_MS = 50.0

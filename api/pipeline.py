@@ -486,10 +486,11 @@ def close_journal(journal: AnyJournal, options: Options, *, done: bool) -> None:
 def _measured(run: Run, cost: NetworkCost, model: onnx.ModelProto) -> Comparison:
     """The last measurement of the finished model, whose structure was within the budget before.
 
-    When it says otherwise, who is right is asked once more and for longer.
+    When it says otherwise, or is not sure, who is right is asked once more and for longer; one that was disturbed is
+    never sure, and a longer one would hardly find a better moment.
     """
     told = cost.final(model)
-    return told if _within(run, told, sure=True) else cost.final(model, AGAIN_SECONDS)
+    return told if _within(run, told, sure=not told.disturbed) else cost.final(model, AGAIN_SECONDS)
 
 
 def _within(run: Run, told: Comparison, *, sure: bool = False) -> bool:

@@ -1,6 +1,7 @@
 """When a finished model counts as over its budget, with measurements that are known."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,14 @@ def test_one_above_it_is_measured_once_more_at_length_and_that_decides(budget):
         assert found is second
         assert _within(run(budget), found) is met
         assert cost.seconds == [FINAL_SECONDS, AGAIN_SECONDS]
+
+
+def test_one_that_was_disturbed_is_measured_once_more_only_above_it():
+    """Its error of 10% would have it measured again always, and no sooner find an undisturbed moment."""
+    within, above = (replace(told(10.0, ms), error=0.1, disturbed=True) for ms in (4.9, 5.1))
+    assert _measured(run("0.5x"), Cost(within), None) is within
+    second = told(10.0, 4.9)
+    assert _measured(run("0.5x"), Cost(above, second), None) is second
 
 
 def test_one_nearer_to_it_than_its_error_is_measured_once_more():
