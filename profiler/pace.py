@@ -56,8 +56,7 @@ class Pace:
 
     def keeps(self, ns: float) -> bool:
         """Whether a burst of the reference was about as fast as ever; each burst is asked about once."""
-        insort(self._fastest, ns)
-        del self._fastest[_FREAKS + 1 :]
+        _put(ns, self._fastest)
         self._bursts += 1
         if self._bursts >= _FIRST:
             self.best_ns = min(self.best_ns, self.fast_ns)
@@ -76,11 +75,17 @@ class Pace:
         return self.fast_ns > SLOW * self.best_ns
 
 
+def _put(ns: float, fastest: list[float]) -> None:
+    """Adds a burst to the fastest ones, in rising order; the last of them is no freak."""
+    insort(fastest, ns)
+    del fastest[_FREAKS + 1 :]
+
+
 @dataclass(slots=True)
 class Processors:
-    """The processors that the calling thread may run on: `move` goes to the next, leaving the block frees it again.
+    """The processors that the calling thread may run on: `move` goes to the next, `free` undoes it.
 
-    Threads that are started in the block may run where it was at that moment only. Where the system does not tell
+    Threads that are started in between may run where it was at that moment only. Where the system does not tell
     processors apart (all but Linux), nothing happens.
     """
 
@@ -149,8 +154,7 @@ class Watch:
 
     def keeps(self, ns: float, spent_ns: float) -> bool:
         """Whether what was run beside a burst of the reference counts; `ns` is its median, `spent_ns` all of it."""
-        insort(self._fastest, ns)
-        del self._fastest[_FREAKS + 1 :]
+        _put(ns, self._fastest)
         if self.pace.keeps(ns) or self.given_up:
             return True
         self.patience_ns -= spent_ns

@@ -210,11 +210,10 @@ def measure_many(
     clocks: Clocks | None = None,
 ) -> tuple[Latency, ...]:
     """The latencies of several models, run in alternation (rules 4 and 5); `min_seconds` is meant per model."""
-    runs = [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
+    clock, runs = clock_of(target), [runner(model, target, one) for model, one in zip(models, feeds, strict=True)]
     samples = collect(
         runs, target, Pace(), min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks or Clocks()
     )
-    clock = clock_of(target)
     return tuple(s.undisturbed(clock).summary(clock) for s in samples)
 
 
@@ -236,17 +235,17 @@ def measure_against(
     models have fewer of them. An undisturbed moment is waited for `patience` seconds; without one the error has a part
     that bursts do not show.
     """
-    pair, counted = (Samples(), Samples()), 0
-    new = Samples(), Samples()
+    clock, counted = clock_of(target), 0
+    pair, new = (Samples(), Samples()), (Samples(), Samples())
     watch = Watch(reference.pace, Processors.of(target), patience * 1e9)
-    with watch, closing(_turns([reference.run, run], clock_of(target), watch, 3, clocks or Clocks())) as turns:
+    with watch, closing(_turns([reference.run, run], clock, watch, 3, clocks or Clocks())) as turns:
         for turn in turns:
             _extend(new, turn)
             if not _enough(new, min_runs, min_seconds):
                 continue
             _extend(pair, new)
             new, counted = (Samples(), Samples()), counted + 1
-            found = _compared(*pair, clock_of(target))
+            found = _compared(*pair, clock)
             tired = counted >= _ROUNDS and pair[1].spent_ns > _LONGEST_SECONDS * 1e9 / 2
             if found.error <= sure or counted >= rounds or tired:
                 break
@@ -316,20 +315,25 @@ def _turns(
     for run in runs:
         for _ in range(warm_up):
             run()
-    skipped, before = 1 if len(runs) > 1 else 0, None
+    skipped = 1 if len(runs) > 1 else 0
+    before = settled(runs[0], skipped, clock, watch, clocks)
     while True:
-        if before is None:
-            before = burst(runs[0], skipped, clocks)
-            if not watch.keeps(before.middle(clock), before.spent_ns):
-                before = None
-                continue
-        turn, before = [before, *(burst(run, skipped, clocks) for run in runs[1:])], None
-        if len(runs) > 1 and turn[0].spent_ns < watch.patience_ns:  # bursts of seconds are not waited for
-            before = burst(runs[0], skipped, clocks)
-            if not watch.keeps(before.middle(clock), sum(one.spent_ns for one in (*turn, before))):
-                before = None
+        turn, after = [before, *(burst(run, skipped, clocks) for run in runs[1:])], None
+        if len(runs) > 1 and before.spent_ns < watch.patience_ns:  # bursts of seconds are not waited for
+            after = burst(runs[0], skipped, clocks)
+            if not watch.keeps(after.middle(clock), sum(one.spent_ns for one in (*turn, after))):
+                before = settled(runs[0], skipped, clock, watch, clocks)
                 continue
         yield turn
+        before = after or settled(runs[0], skipped, clock, watch, clocks)
+
+
+def settled(run: Callable[[], object], skipped: int, clock: str, watch: Watch, clocks: Clocks) -> Samples:
+    """The first burst of the reference that counts."""
+    while True:
+        found = burst(run, skipped, clocks)
+        if watch.keeps(found.middle(clock), found.spent_ns):
+            return found
 
 
 def burst(run: Callable[[], object], skipped: int, clocks: Clocks) -> Samples:

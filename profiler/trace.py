@@ -28,7 +28,7 @@ import onnx
 from ..ir.errors import ProfileError, TargetError
 from .pace import Processors, Watch
 from .target import Target
-from .timing import Clocks, Feeds, Reference, burst, clock_of
+from .timing import Clocks, Feeds, Reference, clock_of, settled
 
 _SUFFIX = "_kernel_time"
 _INNER = "inner:"
@@ -88,9 +88,8 @@ def trace(
                 session.run(None, dict(feeds))
             seconds = (time.perf_counter() - start) / max(warm_up, 1)
             count = _runs(seconds, len(named.graph.node)) if runs is None else runs
-            watch = Watch(reference.pace, Processors.of(target)) if reference else None
-            beside = Beside(reference.run, clock_of(target), watch) if reference and watch else None
-            with watch or nullcontext():
+            beside = _beside(reference, target) if reference else None
+            with beside.watch if beside else nullcontext():
                 disturbed = _run_counted(session, feeds, count, beside) and target.on_caller
                 if disturbed:
                     _run_counted(session, feeds, count, beside)
@@ -115,10 +114,11 @@ class Beside:
 
     def __call__(self) -> None:
         """One burst that keeps the pace; its first run finds the other network's data in the caches and is left out."""
-        found = burst(self.run, 1, Clocks())
-        while not self.watch.keeps(found.middle(self.clock), found.spent_ns):
-            found = burst(self.run, 1, Clocks())
-        self.times += found.on(self.clock)
+        self.times += settled(self.run, 1, self.clock, self.watch, Clocks()).on(self.clock)
+
+
+def _beside(reference: Reference, target: Target) -> Beside:
+    return Beside(reference.run, clock_of(target), Watch(reference.pace, Processors.of(target)))
 
 
 def _run_counted(session: Any, feeds: Feeds, count: int, beside: Beside | None) -> bool:

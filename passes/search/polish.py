@@ -114,14 +114,14 @@ class _Place:
         """The exchanges worth scoring (rule 2); with curves they come by their error, and few have to be estimated."""
         limits, present = self.limits(), self.cost(self.widths)
         half = {name: (present[name] + limit) / 2 for name, limit in limits.items()}
-        waiting = sorted(self._exchanges(), key=self._added)
         found: list[tuple[float, float, Widths]] = []
-        while waiting and (self.curves is None or len(found) < SCORED):
-            some, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-            for change, widths, estimate in self._allowed(some, limits):
-                if over(estimate, half):
-                    fill = max(estimate[name] / limit for name, limit in limits.items())
-                    found.append((self._added(change), -fill, widths))
+        for change, widths, estimate in self._allowed(sorted(self._exchanges(), key=self._added), limits):
+            added = self._added(change)
+            if len(found) >= SCORED and added > found[-1][0]:
+                break
+            if over(estimate, half):
+                fill = max(estimate[name] / limit for name, limit in limits.items())
+                found.append((added, -fill, widths))
         found.sort(key=lambda item: item[:2])
         return [widths for _, _, widths in found[:SCORED]]
 
