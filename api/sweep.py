@@ -5,7 +5,9 @@
 2. Each budget's model is finished, measured and written before the search goes on; a run that is resumed leaves those
    that are written as they are.
 3. The tightest budget must be in reach before anything starts.
-4. One pass goes through one size of the input: a size of the model's own making serves one budget (`downsampling`), so
+4. Latencies of the table are at one pace, the median of what the original took beside each model, unless the budget is
+   in milliseconds.
+5. One pass goes through one size of the input: a size of the model's own making serves one budget (`downsampling`), so
    that none is looked for here.
 """
 
@@ -14,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import onnx
@@ -184,11 +187,12 @@ def _pareto(
     bench: Bench, sets: Sequence[tuple[str, ...]], reports: Sequence[Mapping[str, Any]], seconds: float
 ) -> Pareto:
     resource = next(iter(bench.run.budgets))
-    full = bench.cost.measure(bench.narrowing.full)
-    rows = [_row(texts, report, report["after"]) for texts, report in zip(sets, reports, strict=True)]
-    first = reports[0]
-    original = replace(_row((), first, first["before"]), output=bench.name, met=True, measured=dict(full))
-    last = reports[-1]
+    full = dict(bench.cost.measure(bench.narrowing.full))
+    pace = median(_original_ms(report) for report in reports)
+    rows = [row_of(texts, report, report["after"], pace) for texts, report in zip(sets, reports, strict=True)]
+    first, last = reports[0], reports[-1]
+    measured = full | ({"latency": pace} if "latency" in full else {})
+    original = replace(row_of((), first, first["before"], pace), output=bench.name, met=True, measured=measured)
     return Pareto(
         model=bench.name,
         target=str(bench.run.target),
@@ -197,23 +201,41 @@ def _pareto(
         resource=resource,
         original=original,
         rows=tuple(replace(row, dominated=_dominated(row, rows, resource)) for row in rows),
-        frontier=tuple(last["search"]["frontier"]),
+        frontier=tuple(_at_pace(step, pace / full.get("latency", pace)) for step in last["search"]["frontier"]),
         seconds=round(seconds, 2),
     )
 
 
-def _row(texts: tuple[str, ...], report: Mapping[str, Any], state: Mapping[str, Any]) -> Row:
+def _original_ms(report: Mapping[str, Any]) -> float:
+    """The latency of the original, measured beside the finished model."""
+    return float(report["before"]["latency_ms"]["median"])
+
+
+def row_of(texts: tuple[str, ...], report: Mapping[str, Any], state: Mapping[str, Any], pace: float) -> Row:
+    """A row with its latency as the original at `pace` has it, whose own differs from report to report.
+
+    A budget in milliseconds is held to the clock: its row says what was measured then.
+    """
+    measured = {budget["resource"]: budget["measured"] for budget in report["budgets"]}
+    latency = parse_budgets(texts).get("latency") if texts else None
+    scale = 1.0 if latency is not None and not latency.relative else pace / _original_ms(report)
     return Row(
         budgets=texts,
         output=report["output"],
         met=report["met"],
-        measured={budget["resource"]: budget["measured"] for budget in report["budgets"]},
-        latency_ms=state["latency_ms"]["median"],
+        measured={name: value * (scale if name == "latency" else 1.0) for name, value in measured.items()},
+        latency_ms=state["latency_ms"]["median"] * scale,
         macs=state["macs"],
         params=state["params"],
         size_bytes=state["size_bytes"],
         score=state["score"],
     )
+
+
+def _at_pace(step: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """A step of the search's frontier with its latency scaled."""
+    costs = {name: value * (scale if name == "latency" else 1.0) for name, value in step["measured"].items()}
+    return {**step, "measured": costs}
 
 
 def _dominated(row: Row, rows: Sequence[Row], resource: str) -> bool:

@@ -12,6 +12,7 @@ from onnx_netadapt import cli
 from onnx_netadapt.budgets import each_budget
 from onnx_netadapt.ir.errors import BudgetError, InputError
 from onnx_netadapt.passes.search import Step, frontier
+from onnx_netadapt.sweep import row_of
 
 OPTIONS = {"finetune": "none", "min_keep": 0.25, "only": ("g1", "g3", "g5"), "search": "mcd"}
 FLAGS = ["--finetune", "none", "--min-keep", "0.25", "--only", "g1", "--only", "g3", "--only", "g5", "--search", "mcd"]
@@ -65,6 +66,28 @@ def test_the_table_has_the_whole_frontier_and_the_plot_its_points(swept):
     page = output.with_name("small.pareto.html").read_text()
     assert page.count("<circle") == 3 + len(costs)
     assert "macs=0.7x" in str(found.pareto)
+
+
+def _measured(before, after, resource="latency"):
+    """A report of a moment at which the original took so many milliseconds."""
+    state = {"latency_ms": {"median": after}, "macs": 1, "params": 1, "size_bytes": 1, "score": None}
+    budgets = [{"resource": resource, "measured": after if resource == "latency" else 7}]
+    return {"before": {"latency_ms": {"median": before}}, "after": state, "budgets": budgets, "output": "", "met": True}
+
+
+def test_latencies_that_were_measured_at_other_speeds_of_the_machine_are_told_at_one():
+    quiet, busy = _measured(4.0, 2.0), _measured(6.0, 3.0)
+    rows = [row_of(("0.5x",), report, report["after"], 5.0) for report in (quiet, busy)]
+    assert [(row.latency_ms, row.measured["latency"]) for row in rows] == [(2.5, 2.5)] * 2
+    counted = _measured(6.0, 3.0, "macs")
+    row = row_of(("macs=0.5x",), counted, counted["after"], 5.0)
+    assert (row.latency_ms, row.measured["macs"]) == (2.5, 7)
+
+
+def test_a_budget_in_milliseconds_is_told_as_the_clock_had_it():
+    report = _measured(6.0, 3.0)
+    row = row_of(("3.1ms",), report, report["after"], 5.0)
+    assert (row.latency_ms, row.measured["latency"]) == (3.0, 3.0)
 
 
 def test_the_frontier_leaves_out_what_another_step_beats_in_everything():
