@@ -22,7 +22,18 @@ from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.equivalence import Equivalence, check, check_files, check_runs, random_feeds
 from onnx_netadapt.passes.prune import Pruned
 from onnx_netadapt.paths import check_output
-from onnx_netadapt.profiler import Accuracy, LatencyModel, Lut, Target, accuracy, appraise, fill, measure, probe
+from onnx_netadapt.profiler import (
+    Accuracy,
+    LatencyModel,
+    Lut,
+    Target,
+    accuracy,
+    appraise,
+    fill,
+    measure,
+    probe,
+    reference_of,
+)
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.report import write_json
 from onnx_netadapt.resolution import InputSize, at_size, data_at, planned_size
@@ -280,11 +291,13 @@ def profile_model(
     with progress.phase("filling the latency table") as report:
         granularity = probe(where, table)
         network = narrowing.measurable(narrowing.choices(granularity, min_keep), feeds)
-        model = fill(table, where, network, np.random.default_rng(seed), progress=report)
+        reference = reference_of(where, network)
+        model = fill(table, where, network, np.random.default_rng(seed), reference=reference, progress=report)
     found = None
     if variants > 0:
         with progress.phase("judging it by unseen networks") as report:
-            found = accuracy(model, where, network, np.random.default_rng(seed + 1), count=variants, progress=report)
+            rng = np.random.default_rng(seed + 1)
+            found = accuracy(model, where, network, rng, count=variants, reference=reference, progress=report)
     entries = len(table)
     told = str(model.plan.capability)
     return ProfileReport(str(source), str(where), str(lut), entries, str(granularity), found, told, model.notes)

@@ -38,7 +38,7 @@ from onnx_netadapt.passes.search.common import Widths
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sizes import Sizes
 from onnx_netadapt.passes.targets import Targets
-from onnx_netadapt.profiler import Entry, Lut, Reference, measure_against, probe, runner
+from onnx_netadapt.profiler import Entry, Lut, measure_against, probe, runner
 from onnx_netadapt.resolution import AUTO, InputSize, images_of, parse_downsample, sizes_inside, tried
 from onnx_netadapt.run import Run, first_examples, one_blas_thread
 from onnx_netadapt.searching import AIM
@@ -186,7 +186,7 @@ class _Excess:
         self._shares = {n: run.budgets[n].limit(start[n]) / start[n] for n in SHARED if n in run.budgets}
         self._macs, self._lut, self._target = own.macs, lut, run.target
         self.granularity = None if lut is None else probe(run.target, lut)
-        self._original = Reference(runner(run.graph.model, run.target, run.feeds))
+        self._original = run.reference
 
     def __call__(self, sized: Sized, widths: Mapping[str, int], narrowing: Narrowing | None = None) -> float:
         """Above 1 is over the budget; `narrowing` has the order of the units where they are in order."""

@@ -178,7 +178,7 @@ def _require_torch(graph: Graph) -> None:
 
 def _ladder(run: Run, narrowing: Narrowing, choices: Sequence[Choice]) -> list[dict[str, int]]:
     """Networks from the original down to the least widths, the largest first: those that the error curves propose."""
-    cost = NetworkCost(narrowing, run.target, run.feeds, ["macs"], run.start)
+    cost = NetworkCost(narrowing, run.target, run.feeds, ["macs"], run.reference, run.start)
     whole = cost(narrowing.full)["macs"]
     least = narrowing.full | {choice.id: choice.widths[0] for choice in choices}
     assert narrowing.curves is not None

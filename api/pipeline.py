@@ -173,12 +173,11 @@ def to_budget(bench: Bench, run: Run, journal: AnyJournal, goal: Mapping[str, fl
     """
     known = proposed(bench.stages)
     searcher = searcher_of(run, bench.narrowing, bench.cost, bench.choices, bench.scorer, goal, bench.samples)
-    settles = bench.statistics is not None and searcher.refines
-    result, met = searcher.run_to_budget(journal, confirmed=not settles)
+    result, met = searcher.run_to_budget(journal, confirmed=not searcher.settles)
     if note := result.facts.get("predictor", {}).get("fell_back"):
         run.warnings.append(note)
     at = bench.at(run)
-    if met and settles:
+    if met and searcher.settles:
         result, met = settle(at, searcher, result, known)
     done = _finished(run, searcher, at, result, met)
     stage, model = done.stage, without_record(done.model)
@@ -323,7 +322,7 @@ def _reference(run: Run, own: Sized) -> Stage:
     """The stage of a model as it is, which another one stands in for: budgets and scores refer to it."""
     narrowing, options = own.whole, run.options
     evaluator = _evaluator(run, narrowing, narrowing.choices(None, options.min_keep, options.exclude, options.only))
-    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.start)
+    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.reference, run.start)
     return Stage(run, narrowing, None, cost, Scorer(Candidates(narrowing, None), evaluator), own.size, reference=True)
 
 
@@ -354,17 +353,14 @@ def _stage(
     scorer: AnyScorer = Scorer(Candidates(narrowing, statistics), evaluator)
     if run.options.scoring == "masked":
         scorer = MaskedScorer(narrowing, evaluator)
-    if own is not None:
-        cost.measure(narrowing.full)  # ties the estimates at this size to the speed at which the original was measured
     networks = () if known is None else known.networks
     return Stage(run, narrowing, statistics, cost, scorer, size, networks), choices, granularity
 
 
 def _cost(run: Run, narrowing: Narrowing, lut: Lut | None) -> tuple[NetworkCost, list[Choice], Granularity | None]:
     """The cost of any widths, the widths worth proposing, and the target's granularity."""
-    options, whole = run.options, run.whole
-    original = whole.graph.model, whole.feeds
-    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.start, original)
+    options = run.options
+    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.reference, run.start)
     granularity = None if lut is None else _fill(run, narrowing, cost, lut)
     choices = narrowing.choices(granularity, options.min_keep, options.exclude, options.only)
     if run.meter is not None:
@@ -384,7 +380,8 @@ def _fill(run: Run, narrowing: Narrowing, cost: NetworkCost, lut: Lut) -> Granul
         choices = narrowing.choices(granularity, options.min_keep, options.exclude, options.only)
         network = narrowing.measurable(choices, run.feeds)
         rng = np.random.default_rng(options.seed)
-        cost.latency = fill(lut, run.target, network, rng, off_edges=OFF_EDGES, progress=report)
+        base = run.reference if run.original is None else None  # at another size the base is another network
+        cost.latency = fill(lut, run.target, network, rng, off_edges=OFF_EDGES, reference=base, progress=report)
         run.warnings += cost.latency.notes
     run.progress.say(f"  the target's granularity: {granularity}")
     return granularity

@@ -26,7 +26,7 @@ from onnx_netadapt.passes.rescale import Goal
 from onnx_netadapt.passes.rows import Batches
 from onnx_netadapt.passes.search import load_search
 from onnx_netadapt.passes.teacher import Teacher
-from onnx_netadapt.profiler import Latency, Target, measure
+from onnx_netadapt.profiler import Latency, Reference, Target, measure_reference, runner
 from onnx_netadapt.profiler.energy import Meter
 from onnx_netadapt.progress import Progress
 from onnx_netadapt.splits import MOST_REPORT, split
@@ -36,6 +36,7 @@ from onnx_netadapt.splits import MOST_REPORT, split
 class Run:
     """What a run has worked out so far; `outputs` are the original's for `feeds`.
 
+    `reference` runs the original at its own input size, which everything is measured against; `start` is its latency.
     `original` is the run at the model's own input size where this one is at another (`stages`); `logits` are the
     original's, for whoever rescales those of a network.
     """
@@ -48,6 +49,7 @@ class Run:
     feeds: Feeds
     outputs: Outputs
     data: Data
+    reference: Reference
     start: Latency
     calibration: Indices
     selection: Indices
@@ -131,15 +133,16 @@ def prepare(
         raise InputError(f"--metric {metric.name} needs labels, and {data.origin} has none")
     feeds = measuring_feeds(graph, data)
     seconds = {"loading": time.perf_counter() - began}
+    reference = Reference(runner(graph.model, target, feeds))
     with progress.phase("measuring the original"):
-        start = measure(graph.model, target, feeds, min_seconds=1.0)
+        start = measure_reference(reference, target, min_seconds=1.0)
     seconds["measuring"] = time.perf_counter() - began - seconds["loading"]
     progress.say(f"  {start}")
     warnings = [*graph.notes, *data.warnings, *splits.warnings, *_cannot_train(options, graph, data)]
     for warning in warnings:
         progress.say(f"  warning: {warning}")
     return Run(
-        options, progress, graph, target, budgets, feeds, Runner(graph.model)(feeds), data, start,
+        options, progress, graph, target, budgets, feeds, Runner(graph.model)(feeds), data, reference, start,
         splits.calibration, splits.selection, report, report_data, warnings, seconds, meter,
     )  # fmt: skip
 

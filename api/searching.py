@@ -73,6 +73,14 @@ class Searcher:
         return not self.run.options.published and self.run.options.search != "multiplier"
 
     @property
+    def settles(self) -> bool:
+        """Whether whole networks, refitted for good, stand beside the result (`finalists`).
+
+        Not where weights serve every width as they are, which leaves no amounts.
+        """
+        return self.refines and self.narrowing.amounts is not None
+
+    @property
     def limits(self) -> dict[str, float]:
         """The budgets in their own units."""
         return {name: budget.limit(self.start[name]) for name, budget in self.run.budgets.items()}
@@ -242,26 +250,18 @@ def searcher_of(
     """
     options, curves = run.options, narrowing.curves
     pool = pool_of(choices, curves, cost) if curves is not None and not options.published else None
-    follow = _finalists_follow(run, narrowing)
+    searcher = Searcher(run, narrowing, cost, choices, score, cost.measure(narrowing.full), {})
     keywords = {
-        "step": options.step or (LONG_STEP if follow else None),
+        "step": options.step or (LONG_STEP if searcher.settles and options.search == "netadapt" else None),
         "decay": options.decay,
-        "widen": not (options.published or follow),  # finalists are widened when one of them has won
+        "widen": not (options.published or searcher.settles),  # what wins among the finalists is widened
         "pool": pool,
         "curves": curves,
         "coarse": _coarse(run, narrowing, score),
         "goal": lowered(goal, AIM),
         "samples_kept": samples,
     }
-    start = cost.measure(narrowing.full)
-    return Searcher(run, narrowing, cost, choices, score, start, keywords)
-
-
-def _finalists_follow(run: Run, narrowing: Narrowing) -> bool:
-    """Whether networks from error curves, refitted front to back, will stand beside the result of `netadapt`."""
-    options = run.options
-    refitted = narrowing.curves is not None and narrowing.amounts is not None
-    return options.search == "netadapt" and refitted and not options.published
+    return replace(searcher, keywords=keywords)
 
 
 def _coarse(run: Run, narrowing: Narrowing, score: AnyScorer | SizedScorer) -> Sequence[Score]:

@@ -3,13 +3,24 @@
 from .accuracy import Accuracy, Check, accuracy
 from .capability import Capability
 from .cost import Estimate, LatencyModel, Part
-from .fill import Network, appraise, extend, fill
+from .fill import Network, appraise, extend, fill, reference_of
 from .lut import Entry, Lut, differences
 from .memory import Liveness, Memory, memory
 from .pace import PATIENCE_SECONDS
 from .staircase import Granularity, probe
 from .target import Target
-from .timing import Clocks, Comparison, Feeds, Latency, Reference, measure, measure_against, measure_many, runner
+from .timing import (
+    Clocks,
+    Comparison,
+    Feeds,
+    Latency,
+    Reference,
+    measure,
+    measure_against,
+    measure_many,
+    measure_reference,
+    runner,
+)
 from .trace import Trace, trace
 from .units import Attribution, Executed, attribute
 
@@ -45,8 +56,10 @@ __all__ = [
     "measure",
     "measure_against",
     "measure_many",
+    "measure_reference",
     "memory",
     "probe",
+    "reference_of",
     "runner",
     "trace",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cost import LatencyModel
-from .fill import Network, Progress, check_noise, run_whole, whole_runner
+from .fill import Network, Progress, check_noise, reference_of, run_whole
 from .target import Target
 from .timing import Comparison, Reference
 
@@ -124,15 +124,17 @@ def accuracy(
     *,
     count: int = 12,
     on_edges: bool = True,
+    reference: Reference | None = None,
     progress: Progress | None = None,
 ) -> Accuracy:
     """The Accuracy over `count` random-width networks, none of which is in the model's table.
 
     Each is measured in alternation with the base network; the speed of the machine at that moment, as the base network
-    shows it against all moments of the check, is taken out, since it says nothing about the table.
+    shows it against all moments of the check, is taken out, since it says nothing about the table. `reference` is the
+    base network where its pace is known already.
     """
     held = model.lut.networks(model.plan.digest)
-    reference = Reference(whole_runner(target, network, network.base))
+    reference = reference or reference_of(target, network)
     measured: list[tuple[dict[str, int], Comparison]] = []
     for i in range(count):
         if progress is not None:

@@ -293,6 +293,12 @@ class LatencyModel:
                 parts.append(Part(nodes, kind, float(found.us[0]), _SOURCES[int(found.sources[0])]))
         return Estimate(self.estimate(widths), tuple(parts))
 
+    @property
+    def base_ms(self) -> float:
+        """Milliseconds at the base widths when the table was filled; where it does not hold them, estimated."""
+        held = (ms for widths, ms in self._networks if widths == self.plan.base)
+        return next(held, None) or self.estimate(self.plan.base)
+
     def observe(self, widths: Widths, measured_ms: float) -> None:
         """Takes a measured network into the calibration, which then is exact to some percent near it."""
         self._observed.append(({**self.plan.base, **widths}, measured_ms))

@@ -32,6 +32,7 @@ from .units import attribute
 
 _EARLY = 6  # variants after which a hopeless machine is given up, not at the end
 _WHOLE_RUNS = 15  # runs of a variant at least, so that networks of tens of milliseconds do not take minutes
+_WHOLE_SECONDS, _WHOLE_ROUNDS = 0.05, 6  # short rounds: a long one has to find a long undisturbed moment
 _WHOLE_SURE = 0.02  # what the fit makes of many of them is surer
 _HOPELESS = 0.20  # error of comparisons beyond which nothing is stored (at 0.05 a table was good to 1.4%)
 
@@ -65,14 +66,18 @@ def fill(
     *,
     variants: int = 16,
     off_edges: int = 10,
+    reference: Reference | None = None,
     progress: Progress | None = None,
 ) -> LatencyModel:
-    """The LatencyModel of `network` on `target`, after measuring what the table does not hold (rules 1 to 3)."""
+    """The LatencyModel of `network` on `target`, after measuring what the table does not hold (rules 1 to 3).
+
+    `reference` is the base network where its pace is known already.
+    """
     plan = plan_on(target, lut, network)
     held = lut.networks(plan.digest)
     wanted = design(network, plan.granularity, rng, variants, off_edges)
     missing = [w for w in wanted if w not in held][: max(0, len(wanted) - len(held))]
-    note = _profile(lut, target, network, plan, missing, progress)
+    note = _profile(lut, target, network, plan, missing, reference or reference_of(target, network), progress)
     return LatencyModel(plan, lut, notes=(note,) if note else ())
 
 
@@ -169,19 +174,24 @@ def extend(
     for widths in ({**network.base, **w} for w in wanted):
         if widths not in held and widths not in missing:
             missing.append(widths)
-    note = _profile(model.lut, target, network, model.plan, missing, progress)
+    note = _profile(model.lut, target, network, model.plan, missing, reference_of(target, network), progress)
     model.notes += (note,) if note else ()
     model.reload()
 
 
 def _profile(
-    lut: Lut, target: Target, network: Network, plan: Plan, missing: Sequence[Widths], progress: Progress | None
+    lut: Lut,
+    target: Target,
+    network: Network,
+    plan: Plan,
+    missing: Sequence[Widths],
+    reference: Reference,
+    progress: Progress | None,
 ) -> str:
     """Profiles variants, adds what was measured to the table in one transaction, and tells of noise (`check_noise`)."""
     if not missing:
         return ""
     done: list[tuple[Widths, Ran, Comparison]] = []
-    reference = Reference(whole_runner(target, network, network.base))
     known = {e.key: e.statistic_us for e in lut.entries("unit")} if plan.capability is Capability.ISOLATED else {}
     for i, widths in enumerate(missing):
         if progress is not None:
@@ -203,10 +213,18 @@ def whole_runner(target: Target, network: Network, widths: Widths) -> Callable[[
     return runner(model, target, network.feeds_for(model))
 
 
+def reference_of(target: Target, network: Network) -> Reference:
+    """The network at its base widths, which all others are compared with."""
+    return Reference(whole_runner(target, network, network.base))
+
+
 def run_whole(target: Target, network: Network, widths: Widths, reference: Reference) -> Comparison:
     """The latency at `widths` as a multiple of the reference's (rule 2), at the reference's pace."""
     run = whole_runner(target, network, widths)
-    return measure_against(reference, run, target, min_runs=_WHOLE_RUNS, sure=_WHOLE_SURE)
+    return measure_against(
+        reference, run, target,
+        min_runs=_WHOLE_RUNS, min_seconds=_WHOLE_SECONDS, rounds=_WHOLE_ROUNDS, sure=_WHOLE_SURE,
+    )  # fmt: skip
 
 
 def check_noise(target: Target, wholes: Sequence[Comparison]) -> str:

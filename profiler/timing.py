@@ -172,7 +172,10 @@ def _fast(medians: npt.NDArray[np.float64]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What others are compared with: a function that runs it once, and its pace; all comparisons with it share them."""
+    """What others are compared with: a function that runs it once, and its pace; all comparisons with it share them.
+
+    One that begins in a disturbed minute takes that for its pace: the longer one is used, the surer it is.
+    """
 
     run: Callable[[], object]
     pace: Pace = field(default_factory=Pace)
@@ -197,6 +200,15 @@ def measure(
     return measure_many(
         [model], target, [feeds], min_runs=min_runs, min_seconds=min_seconds, warm_up=warm_up, clocks=clocks
     )[0]
+
+
+def measure_reference(reference: Reference, target: Target, *, min_seconds: float) -> Latency:
+    """The latency of a reference by itself; what is compared with it later knows its pace from here."""
+    found = collect(
+        [reference.run], target, reference.pace, min_runs=20, min_seconds=min_seconds, warm_up=3, clocks=Clocks()
+    )
+    clock = clock_of(target)
+    return found[0].undisturbed(clock).summary(clock)
 
 
 def measure_many(

@@ -265,7 +265,7 @@ class _Hunt:
             self.kept.add(evolved, scores)
             rows += [self._told(widths, value) for widths, value in zip(evolved, scores, strict=True)]
             surrogate = self.fitted(surrogate)
-            found, worst = self._first_within(budget, self._known_within(limits)[:BEST], best)
+            found, worst = self._first_within(budget, limits, best)
             vain = vain + 1 if found is best and best is not None else 0
             if vain == PATIENCE:
                 break
@@ -280,18 +280,23 @@ class _Hunt:
     def _first_within(
         self,
         budget: Mapping[str, float],
-        scored: Sequence[tuple[float, Widths]],
+        limits: Mapping[str, float],
         best: tuple[float, Widths, Costs] | None,
     ) -> tuple[tuple[float, Widths, Costs] | None, dict[str, float]]:
-        """The best so far that meets the budget by measurement, and how far measurements were above estimates."""
-        worst = dict.fromkeys(budget, 1.0)
-        for value, widths in scored:
-            if best is not None and value <= best[0]:
+        """The best so far that meets the budget by measurement, and how far measurements were above estimates.
+
+        At most BEST are measured; each may correct the estimates of those that follow, which must be within the limits.
+        """
+        worst, tries = dict.fromkeys(budget, 1.0), 0
+        for value, widths in self._known_within(limits):
+            if tries == BEST or (best is not None and value <= best[0]):
                 break
-            measured = self.cost.measure(widths)
+            estimate = self.cost(widths)
+            if over(estimate, limits):
+                continue
+            measured, tries = self.cost.measure(widths), tries + 1
             if not over(measured, budget):
                 return (value, widths, measured), worst
-            estimate = self.cost(widths)
             worst = {name: max(ratio, measured[name] / estimate[name]) for name, ratio in worst.items()}
         return best, worst
 

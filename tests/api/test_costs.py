@@ -9,15 +9,61 @@ from onnx_netadapt.pipeline import set_up
 from onnx_netadapt.progress import Progress
 
 
+def _with_table(cost, ms, *, base_ms, start_ms):
+    """Gives estimates of a table by a formula; the original takes `base_ms` in it, and `start_ms` in the run."""
+    seen = []
+    cost.latency = SimpleNamespace(
+        estimate=ms,
+        estimates=lambda networks: np.array([ms(w) for w in networks]),
+        base_ms=base_ms,
+        observe=lambda widths, measured: seen.append((widths, measured)),
+    )
+    cost._known[tuple(sorted(cost.narrowing.full.items()))] = {"latency": start_ms}
+    return seen
+
+
 def test_costs_of_several_networks_at_once_are_those_of_each(little):
     model, data = little
     bench = set_up(model, Options(("macs=0.5x", "params=0.5x"), data=data), "demo", Progress(quiet=True), "")
     cost = bench.cost
-    ms = lambda widths: sum(widths.values()) / 7  # noqa: E731
-    cost.latency = SimpleNamespace(estimate=ms, estimates=lambda networks: np.array([ms(w) for w in networks]))
+    _with_table(cost, lambda widths: sum(widths.values()) / 7, base_ms=3.0, start_ms=6.0)
     cost.resources = ("macs", "latency", "params")
     rng = np.random.default_rng(0)
     networks = [{c.id: int(rng.choice(c.widths)) for c in bench.choices} for _ in range(AT_ONCE)]
     for some in (networks, networks[1:], []):
         assert cost.many(some) == [cost(widths) for widths in some]
     assert len({found["latency"] for found in cost.many(networks)}) > AT_ONCE // 2
+
+
+def test_a_table_that_was_filled_at_another_speed_is_told_at_the_run_s(little, monkeypatch):
+    model, data = little
+    bench = set_up(model, Options(("macs=0.5x",), data=data), "demo", Progress(quiet=True), "")
+    cost, full = bench.cost, bench.narrowing.full
+    units = sum(full.values())
+    seen = _with_table(
+        cost, lambda widths: 3.0 * sum((full | dict(widths)).values()) / units, base_ms=3.0, start_ms=4.5
+    )
+    cost.resources = ("latency",)
+    half = {name: width // 2 for name, width in full.items()}
+    assert cost(full)["latency"] == 4.5
+    assert np.isclose(cost(half)["latency"], 4.5 * sum(half.values()) / units)
+    told = SimpleNamespace(ratio=0.6, disturbed=False)
+    monkeypatch.setattr(cost, "_against_original", lambda *_: told)
+    assert cost.measure(half)["latency"] == 0.6 * cost.start.median_ms
+    assert seen == [(half, 0.6 * cost.start.median_ms / 1.5)]  # what the table takes over is at its own speed
+    told.disturbed = True
+    cost.measure({name: width // 3 for name, width in full.items()})
+    assert len(seen) == 1
+
+
+def test_the_original_itself_corrects_no_estimate(little, monkeypatch):
+    model, data = little
+    bench = set_up(model, Options(("macs=0.5x",), data=data), "demo", Progress(quiet=True), "")
+    cost = bench.cost
+    seen = _with_table(cost, lambda _: 3.0, base_ms=3.0, start_ms=4.5)
+    cost.resources = ("latency",)
+    cost._known.clear()
+    monkeypatch.setattr(cost, "_against_original", lambda *_: SimpleNamespace(ratio=1.0, disturbed=False))
+    assert cost.measure(bench.narrowing.full)["latency"] == cost.start.median_ms
+    assert seen == []
+    assert np.isclose(cost.speed, cost.start.median_ms / 3.0)

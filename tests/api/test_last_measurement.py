@@ -79,7 +79,7 @@ def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, re
     monkeypatch.setattr(costs, "measure_against", lambda *_, **given: asked.update(given))
     cost = object.__new__(NetworkCost)
     cost.start, cost.target, cost.feeds = told(start, start).reference, None, None
-    cost._original, cost.resources = None, (resource,)
+    cost.reference, cost.resources = None, (resource,)
     cost.final(None, 0.7)
     assert (asked["rounds"], asked["min_seconds"]) == (rounds, 0.7)
     assert (asked["patience"] == LONG_PATIENCE) == (rounds == FINAL_ROUNDS)

@@ -89,7 +89,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     for module in (fill_module, accuracy_module):
         monkeypatch.setattr(module, "run_whole", run_whole)
-        monkeypatch.setattr(module, "whole_runner", lambda *_: None)
+    monkeypatch.setattr(fill_module, "whole_runner", lambda *_: None)
     monkeypatch.setattr(fill_module, "run_variant", made.run_variant)
     return made
 
@@ -127,6 +127,21 @@ def test_unseen_networks_on_edges_are_estimated_closely(machine: Machine, lut: L
     assert np.abs(errors).max() < 0.02
     spread = [truth(machine, model, on_edges(seed)) for seed in range(100, 150)]
     assert max(spread) > 1.25 * min(spread)  # negative control: the networks do differ
+
+
+def test_the_base_is_told_as_it_was_measured_for_the_table(machine: Machine, lut: Lut) -> None:
+    model = filled(lut)
+    assert model.base_ms == pytest.approx(truth(machine, model, {}))
+    model.observe(NET.base(), 2 * model.base_ms)  # what a run measures at another speed
+    assert model.base_ms == pytest.approx(truth(machine, model, {}))
+
+
+def test_a_base_that_the_table_does_not_hold_is_estimated(machine: Machine, lut: Lut) -> None:
+    filled(lut)
+    small = {group: (width + 1) // 2 for group, width in NET.base().items()}
+    model = appraise(lut, Target(), replace(NET.network(STAIR), base=small))
+    assert not model.lut.networks(model.plan.digest)
+    assert model.base_ms == model.estimate(small) > 0
 
 
 def test_unaligned_networks_are_seen_as_slow(machine: Machine, lut: Lut) -> None:
