@@ -310,6 +310,7 @@ def _stages(
         own, choices, granularity = _stage(*runs[0], record, lut)
         return (own, *(_stage(*at_size, record, lut, own)[0] for at_size in runs[1:])), choices, granularity
     found = None if record is not None else downsampled(run, _search_metric(run), lut)
+    run.look_at_start_again()
     if found is None or found.chosen.run is run:
         only, choices, granularity = _stage(None, run, record, lut, known=None if found is None else found.chosen)
         return (only,), choices, granularity
@@ -360,8 +361,11 @@ def _stage(
 def _cost(run: Run, narrowing: Narrowing, lut: Lut | None) -> tuple[NetworkCost, list[Choice], Granularity | None]:
     """The cost of any widths, the widths worth proposing, and the target's granularity."""
     options = run.options
-    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.reference, run.start)
+    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.reference, run.whole.start)
     granularity = None if lut is None else _fill(run, narrowing, cost, lut)
+    if cost.latency is not None and run.original is None:
+        run.look_at_start_again(cost.latency.base_ms)
+        cost.start = run.start
     choices = narrowing.choices(granularity, options.min_keep, options.exclude, options.only)
     if run.meter is not None:
         cost.energy = EnergyModel(narrowing, run.target, run.feeds, run.meter)

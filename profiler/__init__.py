@@ -6,7 +6,7 @@ from .cost import Estimate, LatencyModel, Part
 from .fill import Network, appraise, extend, fill, reference_of
 from .lut import Entry, Lut, differences
 from .memory import Liveness, Memory, memory
-from .pace import PATIENCE_SECONDS
+from .pace import PATIENCE_SECONDS, SLOW
 from .staircase import Granularity, probe
 from .target import Target
 from .timing import (
@@ -26,6 +26,7 @@ from .units import Attribution, Executed, attribute
 
 __all__ = [
     "PATIENCE_SECONDS",
+    "SLOW",
     "Accuracy",
     "Attribution",
     "Capability",

@@ -63,7 +63,11 @@ class Pace:
         self._slower_ns = self._slower_ns + ns if self.disturbed else 0.0
         if self._slower_ns > _FORGOTTEN_NS:
             self.best_ns = self.fast_ns
-        return ns <= SLOW * self.fast_ns
+        return not self.slower(ns)
+
+    def slower(self, ns: float) -> bool:
+        """Whether a time is that of a disturbed moment."""
+        return ns > SLOW * self.fast_ns
 
     def slow_down(self, ns: float) -> None:
         """Takes this for the machine's pace until it is faster again."""

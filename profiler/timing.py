@@ -37,6 +37,7 @@ _LONGEST_SECONDS = 4.0
 _SURE = 0.01  # relative error of a comparison below which it is not continued
 _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
 _FAST = 0.1  # share of the bursts that are the fast ones
+_TRIED = 2  # processors on which a reference is measured by itself
 _FEW = 4  # bursts of which fewer do not tell how far they spread
 _RESAMPLES = 100  # by which a comparison finds out how sure it is
 _DISTURBED = 0.10  # error of comparisons for which no undisturbed moment was found
@@ -202,13 +203,23 @@ def measure(
     )[0]
 
 
-def measure_reference(reference: Reference, target: Target, *, min_seconds: float) -> Latency:
-    """The latency of a reference by itself; what is compared with it later knows its pace from here."""
-    found = collect(
-        [reference.run], target, reference.pace, min_runs=20, min_seconds=min_seconds, warm_up=3, clocks=Clocks()
-    )
-    clock = clock_of(target)
-    return found[0].undisturbed(clock).summary(clock)
+def measure_reference(
+    reference: Reference, target: Target, *, min_seconds: float, clocks: Clocks | None = None
+) -> Latency:
+    """The latency of a reference by itself; what is compared with it later knows its pace from here.
+
+    Nobody knows that pace yet, so that all processors are tried: it is `min_seconds` on one and on the next.
+    """
+    clock, clocks, both = clock_of(target), clocks or Clocks(), Samples()
+    watch = Watch(reference.pace, Processors.of(target))
+    with watch, closing(_turns([reference.run], clock, watch, 3, clocks)) as turns:
+        for _ in range(_TRIED):
+            new = [Samples()]
+            while not _enough(new, 20 // _TRIED, min_seconds):
+                _extend(new, next(turns))
+            both.extend(new[0])
+            watch.processors.move()
+    return both.undisturbed(clock).summary(clock)
 
 
 def measure_many(

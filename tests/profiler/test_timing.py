@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
-from onnx_netadapt.profiler import Clocks, Latency, Reference, Target, measure, measure_against, measure_many
-from onnx_netadapt.profiler.pace import Pace
+from onnx_netadapt.profiler import (
+    Clocks,
+    Latency,
+    Reference,
+    Target,
+    measure,
+    measure_against,
+    measure_many,
+    measure_reference,
+)
+from onnx_netadapt.profiler.pace import Pace, Processors
 from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect
 from onnx_netadapt.profiler.trace import Beside
 
@@ -300,6 +309,21 @@ def test_a_processor_without_a_neighbour_is_gone_to(monkeypatch: pytest.MonkeyPa
         assert found.error < 0.01
         assert pair.machine.wall < 2e9
         assert at == {start}  # it is back
+
+
+def test_a_reference_is_measured_where_no_neighbour_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = {"processor": 0}
+    monkeypatch.setattr(Processors, "move", lambda _: at.update(processor=1 - at["processor"]))
+    machine = FakeMachine()
+    run = machine.model("a", lambda: 1.5e6 if at["processor"] == 0 else 1e6)
+    reference = Reference(run)
+    found = measure_reference(reference, Target(), min_seconds=0.2, clocks=machine.clocks)
+    assert found.median_ms == pytest.approx(1.0)
+    assert reference.pace.fast_ns == pytest.approx(1e6)  # what is compared with it later knows
+    monkeypatch.setattr(Processors, "move", lambda _: None)  # negative control
+    at["processor"] = 0
+    stays = measure_reference(Reference(run), Target(), min_seconds=0.2, clocks=machine.clocks)
+    assert stays.median_ms == pytest.approx(1.5)
 
 
 def test_visits_of_a_profile_wait_for_the_pace_of_the_reference() -> None:
