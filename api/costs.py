@@ -25,11 +25,12 @@ from onnx_netadapt.profiler import (
 MEASURED = ("latency", "energy")
 """Resources that are measured on the target; the others are counted on the built network."""
 
-STEP_SECONDS, STEP_ROUNDS, STEP_SURE = 0.04, 12, 0.03
+STEP_SECONDS, STEP_RUNS, STEP_ROUNDS, STEP_SURE = 0.04, 10, 12, 0.03
 """Networks of a search are measured in short rounds until the ratio to the original is sure, with 95%: measuring was
 half of the time of MobileNetV2 at 1%, which was seldom reached; the winner is measured at length anyway. Rounds of 0.1,
 0.05 and 0.03 s took 0.70, 0.42 and 0.28 s on a busy machine (ResNet20 and narrower forms, waits included), with errors
-of 2.0, 2.1 and 1.4% (one standard deviation of 111), 96, 95 and 99% of them within what was told.
+of 2.0, 2.1 and 1.4% (one standard deviation of 111), 96, 95 and 99% of them within what was told. Slow models have so
+many runs in a round.
 """
 
 LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.2, 6, 0.01
@@ -59,7 +60,7 @@ class NetworkCost:
 
     A latency is measured in alternation with the original and told as its multiple, so that a change of the machine's
     speed does not count (LATENCY 2); estimates are told at the speed of the start. `reference` runs the original at
-    its own input size, which may not be that of the narrowed network; `start` is its latency.
+    its own input size; `own_size` is whether that is the narrowed network's too; `start` is its latency.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class NetworkCost:
         resources: Sequence[str],
         reference: Reference,
         start: Latency,
+        *,
+        own_size: bool = True,
     ) -> None:
         self.narrowing, self.target, self.feeds = narrowing, target, feeds
         self.resources = tuple(resources)
-        self.reference, self.start = reference, start
+        self.reference, self.start, self.own_size = reference, start, own_size
         self.latency: LatencyModel | None = None
         self._speed: float | None = None
         self.energy: EnergyModel | None = None
@@ -156,12 +159,24 @@ class NetworkCost:
 
     def _measured_ms(self, widths: Mapping[str, int], model: onnx.ModelProto) -> float:
         """By a short measurement, which corrects the estimates unless it was disturbed."""
-        told = self._against_original(model, STEP_SECONDS, STEP_ROUNDS, STEP_SURE)
+        if self.narrowing.full | dict(widths) == self.narrowing.full:
+            return self._whole_ms(model)
+        run = runner(model, self.target, self.feeds)
+        told = measure_against(
+            self.reference, run, self.target,
+            min_runs=STEP_RUNS, min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=STEP_SURE,
+        )  # fmt: skip
         found = told.ratio * self.start.median_ms
-        whole = self.narrowing.full | dict(widths) == self.narrowing.full  # what ties estimates to the start
-        if self.latency is not None and not told.disturbed and not whole:
+        if self.latency is not None and not told.disturbed:
             self.latency.observe(widths, found / self.speed)
         return found
+
+    def _whole_ms(self, model: onnx.ModelProto) -> float:
+        """At full width, which limits and all estimates refer to: the start, or at another input size a long one."""
+        if self.own_size:
+            return self.start.median_ms
+        told = self._against_original(model, LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE, LONG_PATIENCE)
+        return told.ratio * self.start.median_ms
 
     def _against_original(
         self, model: onnx.ModelProto, seconds: float, rounds: int, sure: float, patience: float = PATIENCE_SECONDS

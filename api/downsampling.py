@@ -159,6 +159,8 @@ def _automatic(own: Sized, metric: Metric, lut: Lut | None) -> Downsampled | Non
     excess = _Excess(own, lut)
     if excess(own, own.whole.full) <= 1:
         return None
+    own.run.look_at_start_again()
+    excess = _Excess(own, lut)  # its ratios are in the table, its shares are of the start
     smaller = [found for size in sizes_inside(own.size) if not isinstance(found := _at(own, size), str)]
     if not smaller:
         return None

@@ -17,7 +17,7 @@ import onnx
 from onnx_netadapt.costs import NetworkCost
 from onnx_netadapt.distill import training_of
 from onnx_netadapt.elastic_record import Record, digest, with_record
-from onnx_netadapt.evaluate import Evaluator, Runner
+from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.finish import report_evaluator
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Indices
@@ -224,7 +224,7 @@ def _trained(
             widths,
             batches,
             settings,
-            lambda student: float(np.mean(evaluator.score_rows(Runner(student), masks))),
+            lambda student: float(np.mean(evaluator.score_rows(evaluator.runner(student), masks))),
             report,
             labels=labels,
             hooks=hooks_of(run.options),
@@ -278,7 +278,7 @@ def _points(
     scores: list[Sequence[float | None]] = [[None] * len(networks)] * 2
     if evaluator is not None:
         masks = Prefixes(masked, narrowing.order).feeds(_rows(narrowing, networks))
-        scores = [evaluator.score_rows(Runner(model), masks) for model in (masked.model, trained)]
+        scores = [evaluator.score_rows(evaluator.runner(model), masks) for model in (masked.model, trained)]
     return [
         Point(narrowing.sizes.macs(widths) / whole, dict(widths), before, after)
         for widths, before, after in zip(networks, *scores, strict=True)

@@ -22,14 +22,14 @@ T = TypeVar("T")
 BATCH = 32
 
 LANES = 4
-"""Batches that are judged at a time at most, each of BATCH / LANES examples and with its share of the cores. On two
+"""Batches that are judged at a time at most, each of BATCH / LANES examples; of models of a fixed batch one. On two
 cores 1,000 images of ResNet20 took 0.63 s in two lanes of 8 and 0.67 s as batches of 32, 200 of MobileNetV2 1.20 and
 1.30 s.
 """
 
 ROWS = 32
-"""Examples in one batch when many networks are judged at once: enough for the cores, and what they make stays in caches
-(on ResNet20 a masked image took 0.71 ms of one core in batches of 8 to 32, 0.85 of 64, 1.04 of 256).
+"""Examples in one batch when many networks are judged at once: what they make stays in caches (on ResNet20 a masked
+image took 0.71 ms of one core in batches of 8 to 32, 0.85 of 64, 1.04 of 256).
 """
 
 REFERENCE_BYTES = 400_000_000
@@ -65,16 +65,15 @@ def fixed_feeds(
             yield feeds, None if data.labels is None else data.labels[at], len(at)
 
 
-def lanes() -> int:
-    """How many batches are judged at a time (LANES)."""
-    return min(LANES, available_cores())
-
-
 class Runner:
-    """A model in ONNX Runtime for throughput: all cores when it runs in `lanes`; latency is the profiler's business."""
+    """A model in ONNX Runtime for throughput, with all cores when so many `lanes` run it at a time.
 
-    def __init__(self, model: onnx.ModelProto | bytes) -> None:
-        self._session = Target(threads=max(1, available_cores() // lanes())).session(model)
+    Latency is the profiler's business.
+    """
+
+    def __init__(self, model: onnx.ModelProto | bytes, lanes: int = 1) -> None:
+        # each lane is one of the threads that work
+        self._session = Target(threads=max(1, available_cores() - lanes + 1)).session(model)
 
     def __call__(self, feeds: Feeds) -> list[Array]:
         """The outputs for one batch."""
@@ -109,25 +108,40 @@ class Evaluator:
     `seen` are the same examples as the judged models get them, where that is not as the original does: at another size.
     """
 
-    def __init__(self, graph: Graph, data: Data, indices: Indices, metric: Metric, seen: Data | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        data: Data,
+        indices: Indices,
+        metric: Metric,
+        seen: Data | None = None,
+        original: Runner | None = None,
+    ) -> None:
         if metric.labelled and data.labels is None:
             raise InputError(f"metric {metric.name} needs labels, but {data.origin} has none; choose another --metric")
         self.graph, self.data, self.indices, self.metric, self.seen = graph, data, indices, metric, seen
-        self._original = Runner(graph.model)
+        self.lanes = 1 if is_fixed(graph) else min(LANES, available_cores())
+        self._original = original or self.runner(graph.model)
         self._kept = self._few()
         self._others: dict[tuple[bytes, Metric], Evaluator] = {}
 
     def on(self, indices: Indices | None = None, metric: Metric | None = None) -> "Evaluator":
         """The same on other examples of the set, or by another metric; made once for each."""
         chosen, metric = self.indices if indices is None else indices, metric or self.metric
+        if np.array_equal(chosen, self.indices) and metric == self.metric:
+            return self
         key = chosen.tobytes(), metric
         if key not in self._others:
-            self._others[key] = Evaluator(self.graph, self.data, chosen, metric, self.seen)
+            self._others[key] = Evaluator(self.graph, self.data, chosen, metric, self.seen, self._original)
         return self._others[key]
 
     def seeing(self, seen: Data) -> "Evaluator":
         """The same for models that get the examples otherwise."""
-        return Evaluator(self.graph, self.data, self.indices, self.metric, seen)
+        return Evaluator(self.graph, self.data, self.indices, self.metric, seen, self._original)
+
+    def runner(self, model: onnx.ModelProto | bytes) -> Runner:
+        """What runs a model that is judged."""
+        return Runner(model, self.lanes)
 
     def _examples(self) -> Iterator[_Examples]:
         """Batches as the original gets them and as judged models do, labels, and the number of real examples."""
@@ -149,7 +163,7 @@ class Evaluator:
     def _few(self) -> list[_Batch] | None:
         """All batches with the original's outputs, when they are small enough to be kept."""
         held, kept = 0, []
-        with closing(in_lanes(self._examples(), lambda _, given: self._batch(given), lanes())) as batches:
+        with closing(in_lanes(self._examples(), lambda _, given: self._batch(given), self.lanes)) as batches:
             for batch in batches:
                 held += sum(array.nbytes for array in (*batch.original, *batch.feeds.values()))
                 if held > REFERENCE_BYTES:
@@ -160,12 +174,12 @@ class Evaluator:
     def _each(self, work: Callable[[_Batch], T]) -> Generator[T, None, None]:
         """What `work` makes of every batch, several at a time."""
         if self._kept is not None:
-            return in_lanes(self._kept, lambda _, batch: work(batch), lanes())
-        return in_lanes(self._examples(), lambda _, given: work(self._batch(given)), lanes())
+            return in_lanes(self._kept, lambda _, batch: work(batch), self.lanes)
+        return in_lanes(self._examples(), lambda _, given: work(self._batch(given)), self.lanes)
 
     def score(self, model: onnx.ModelProto | bytes) -> float:
         """The metric's mean over the set; minus infinity when the model gives numbers that are not finite."""
-        run = Runner(model)
+        run = self.runner(model)
         return self._mean([*self._each(lambda batch: self._judged(run(batch.feeds), batch))])
 
     def score_rows(self, run: Runner, rows: Mapping[str, Array]) -> list[float]:
@@ -179,8 +193,8 @@ class Evaluator:
 
     def score_shared(self, parts: Sequence[Part]) -> list[float]:
         """A score for each network of the parts; what they have in common is run once."""
-        leads = [None if part.lead is None else Runner(part.lead) for part in parts]
-        runs = [Runner(part.model) for part in parts]
+        leads = [None if part.lead is None else self.runner(part.lead) for part in parts]
+        runs = [self.runner(part.model) for part in parts]
 
         def in_parts(batch: _Batch) -> list[_Judged]:
             feeds, found = batch.feeds, list[_Judged]()
@@ -202,7 +216,8 @@ class Evaluator:
             yield from [self._judged(run(feeds), batch)] * number
             return
         fixed, size = is_fixed(self.graph), examples_in(feeds)
-        step = 1 if fixed else max(1, ROWS // size)
+        counted = all(np.ndim(value) and len(value) == size for value in (*feeds.values(), *batch.original))
+        step = max(1, ROWS // size) if counted and not fixed else 1
         if step == 1:
             for row in range(number):
                 own = {name: value[row : row + 1] for name, value in rows.items()}

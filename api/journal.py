@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,22 @@ from onnx_netadapt.passes.search import Step
 
 SCHEMA_VERSION = 1
 
+_START = "start_ms"
+"""In the header what a run measured, which does not make it another one."""
+
 
 class FileJournal:
     """A journal in a file; `past` are the steps of the run that is continued.
 
     A run through many budgets sets `goal`, the place of the budget that steps are taken for: `past` are then the steps
-    up to that budget, and `finished` names the budgets whose model is written.
+    up to that budget, and `finished` names the budgets whose model is written. `start_ms` is what the original takes:
+    latencies of steps are multiples of it, and those of a run that measured another one are told at it.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool, start_ms: float | None = None) -> None:
         self.path = path
         self.goal = 0
-        self._header = {"schema_version": SCHEMA_VERSION, **header}
+        self._header = {"schema_version": SCHEMA_VERSION, **header, _START: start_ms}
         self._entries: list[_Entry] = _read(path, self._header) if resume else []
 
     @property
@@ -91,10 +95,25 @@ def _read(path: Path, header: Mapping[str, Any]) -> list[_Entry]:
     try:
         first, *lines = [dict(json.loads(line)) for line in path.read_text().splitlines() if line]
         entries = [_entry(line) for line in lines]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if header[_START] and first.get(_START):
+            scale = header[_START] / first[_START]
+            entries = [replace(entry, step=entry.step and _at_speed(entry.step, scale)) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"--resume: journal {path} cannot be read ({error}); start without --resume") from error
-    different = sorted(name for name in header.keys() | first.keys() if header.get(name) != first.get(name))
+    names = (header.keys() | first.keys()) - {_START}
+    different = sorted(name for name in names if header.get(name) != first.get(name))
     if different:
         parts = ", ".join(f"{name} was {first.get(name)!r} and is {header.get(name)!r}" for name in different)
         raise InputError(f"--resume: journal {path} belongs to another run: {parts}; start without --resume")
     return entries
+
+
+def _at_speed(step: Step, scale: float) -> Step:
+    """A step whose latencies are multiples of another start."""
+
+    def scaled(costs: Mapping[str, float]) -> dict[str, float]:
+        return {name: value * (scale if name == "latency" else 1.0) for name, value in costs.items()}
+
+    proposals = tuple({**told, "estimate": scaled(told["estimate"])} for told in step.proposals)
+    limits, estimate, measured = map(scaled, (step.limits, step.estimate, step.measured))
+    return replace(step, limits=limits, proposals=proposals, estimate=estimate, measured=measured)

@@ -274,6 +274,7 @@ def _search_facts(bench: Bench, run: Run, result: SearchResult) -> dict[str, Any
         "elastic": bench.statistics is None,
         "metric": bench.scorer.evaluator.metric.name,
         **result.facts,
+        **({"start_ms": run.start.median_ms} if "latency" in run.budgets else {}),
         "frontier": [{"step": s.number, "measured": dict(s.measured), "score": s.score} for s in best],
     }
 
@@ -361,9 +362,12 @@ def _stage(
 def _cost(run: Run, narrowing: Narrowing, lut: Lut | None) -> tuple[NetworkCost, list[Choice], Granularity | None]:
     """The cost of any widths, the widths worth proposing, and the target's granularity."""
     options = run.options
-    cost = NetworkCost(narrowing, run.target, run.feeds, list(run.budgets), run.reference, run.whole.start)
+    own_size = run.original is None
+    cost = NetworkCost(
+        narrowing, run.target, run.feeds, list(run.budgets), run.reference, run.whole.start, own_size=own_size
+    )
     granularity = None if lut is None else _fill(run, narrowing, cost, lut)
-    if cost.latency is not None and run.original is None:
+    if cost.latency is not None and own_size:
         run.look_at_start_again(cost.latency.base_ms)
         cost.start = run.start
     choices = narrowing.choices(granularity, options.min_keep, options.exclude, options.only)
@@ -460,7 +464,8 @@ def open_journal(bench: Bench, options: Options) -> AnyJournal:
         **({} if options.downsample == AUTO else {"downsample": options.downsample}),
         **({} if options.elastic is None else {"elastic": options.elastic}),
     }
-    return FileJournal(path, header, resume=options.resume)
+    start_ms = bench.run.start.median_ms if "latency" in bench.run.budgets else None
+    return FileJournal(path, header, resume=options.resume, start_ms=start_ms)
 
 
 def _journal_path(options: Options) -> Path | None:

@@ -79,6 +79,7 @@ class Run:
         if self.reference.pace.slower(ms * 1e6) or ms > SLOW * table_ms:
             again = measure_reference(self.reference, self.target, min_seconds=START_SECONDS)
             self.start = min(self.start, again, key=lambda found: found.median_ms)
+            self.progress.say(f"  the original once more: {self.start}")
 
     @property
     def goal(self) -> Goal:

@@ -11,6 +11,7 @@ from onnx_netadapt.free import widen_free
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.network import Narrowing
+from onnx_netadapt.options import Options
 from onnx_netadapt.passes.search import Choice, Step, load_search
 from onnx_netadapt.passes.search.chamnet import SampleStore
 from onnx_netadapt.passes.search.common import (
@@ -70,7 +71,7 @@ class Searcher:
         """Whether networks that the search did not propose may stand in for its result: not for what is published, nor
         for a width multiplier.
         """
-        return not self.run.options.published and self.run.options.search != "multiplier"
+        return _refines(self.run.options)
 
     @property
     def settles(self) -> bool:
@@ -78,7 +79,7 @@ class Searcher:
 
         Not where weights serve every width as they are, which leaves no amounts.
         """
-        return self.refines and self.narrowing.amounts is not None
+        return _settles(self.run.options, self.narrowing)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -250,18 +251,26 @@ def searcher_of(
     """
     options, curves = run.options, narrowing.curves
     pool = pool_of(choices, curves, cost) if curves is not None and not options.published else None
-    searcher = Searcher(run, narrowing, cost, choices, score, cost.measure(narrowing.full), {})
+    settles = _settles(options, narrowing)
     keywords = {
-        "step": options.step or (LONG_STEP if searcher.settles and options.search == "netadapt" else None),
+        "step": options.step or (LONG_STEP if settles and options.search == "netadapt" else None),
         "decay": options.decay,
-        "widen": not (options.published or searcher.settles),  # what wins among the finalists is widened
+        "widen": not (options.published or settles),  # what wins among the finalists is widened
         "pool": pool,
         "curves": curves,
         "coarse": _coarse(run, narrowing, score),
         "goal": lowered(goal, AIM),
         "samples_kept": samples,
     }
-    return replace(searcher, keywords=keywords)
+    return Searcher(run, narrowing, cost, choices, score, cost.measure(narrowing.full), keywords)
+
+
+def _refines(options: Options) -> bool:
+    return not options.published and options.search != "multiplier"
+
+
+def _settles(options: Options, narrowing: Narrowing) -> bool:
+    return _refines(options) and narrowing.amounts is not None
 
 
 def _coarse(run: Run, narrowing: Narrowing, score: AnyScorer | SizedScorer) -> Sequence[Score]:

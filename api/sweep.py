@@ -201,7 +201,9 @@ def _pareto(
         resource=resource,
         original=original,
         rows=tuple(replace(row, dominated=_dominated(row, rows, resource)) for row in rows),
-        frontier=tuple(_at_pace(step, pace / full.get("latency", pace)) for step in last["search"]["frontier"]),
+        frontier=tuple(
+            _at_pace(step, pace / last["search"].get("start_ms", pace)) for step in last["search"]["frontier"]
+        ),
         seconds=round(seconds, 2),
     )
 

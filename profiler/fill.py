@@ -77,7 +77,7 @@ def fill(
     held = lut.networks(plan.digest)
     wanted = design(network, plan.granularity, rng, variants, off_edges)
     missing = [w for w in wanted if w not in held][: max(0, len(wanted) - len(held))]
-    note = _profile(lut, target, network, plan, missing, reference or reference_of(target, network), progress)
+    note = _profile(lut, target, network, plan, missing, reference, progress)
     return LatencyModel(plan, lut, notes=(note,) if note else ())
 
 
@@ -174,7 +174,7 @@ def extend(
     for widths in ({**network.base, **w} for w in wanted):
         if widths not in held and widths not in missing:
             missing.append(widths)
-    note = _profile(model.lut, target, network, model.plan, missing, reference_of(target, network), progress)
+    note = _profile(model.lut, target, network, model.plan, missing, None, progress)
     model.notes += (note,) if note else ()
     model.reload()
 
@@ -185,13 +185,14 @@ def _profile(
     network: Network,
     plan: Plan,
     missing: Sequence[Widths],
-    reference: Reference,
+    reference: Reference | None,
     progress: Progress | None,
 ) -> str:
     """Profiles variants, adds what was measured to the table in one transaction, and tells of noise (`check_noise`)."""
     if not missing:
         return ""
     done: list[tuple[Widths, Ran, Comparison]] = []
+    reference = reference or reference_of(target, network)
     known = {e.key: e.statistic_us for e in lut.entries("unit")} if plan.capability is Capability.ISOLATED else {}
     for i, widths in enumerate(missing):
         if progress is not None:

@@ -208,7 +208,7 @@ def measure_reference(
 ) -> Latency:
     """The latency of a reference by itself; what is compared with it later knows its pace from here.
 
-    Nobody knows that pace yet, so that all processors are tried: it is `min_seconds` on one and on the next.
+    Little is known of that pace yet, so that two processors are tried, `min_seconds` each; of slow models the first.
     """
     clock, clocks, both = clock_of(target), clocks or Clocks(), Samples()
     watch = Watch(reference.pace, Processors.of(target))
@@ -218,6 +218,8 @@ def measure_reference(
             while not _enough(new, 20 // _TRIED, min_seconds):
                 _extend(new, next(turns))
             both.extend(new[0])
+            if both.spent_ns > _LONGEST_SECONDS * 1e9 / 2:
+                break
             watch.processors.move()
     return both.undisturbed(clock).summary(clock)
 

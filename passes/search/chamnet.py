@@ -291,12 +291,12 @@ class _Hunt:
         for value, widths in self._known_within(limits):
             if tries == BEST or (best is not None and value <= best[0]):
                 break
-            estimate = self.cost(widths)
-            if over(estimate, limits):
+            if over(self.cost(widths), limits):
                 continue
             measured, tries = self.cost.measure(widths), tries + 1
             if not over(measured, budget):
                 return (value, widths, measured), worst
+            estimate = self.cost(widths)  # corrected by now: what is left is what corrections elsewhere do not reach
             worst = {name: max(ratio, measured[name] / estimate[name]) for name, ratio in worst.items()}
         return best, worst
 

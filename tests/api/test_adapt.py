@@ -9,7 +9,9 @@ import onnx
 import onnx_netadapt as na
 import pytest
 from onnx_netadapt.ir.errors import InputError
+from onnx_netadapt.journal import FileJournal
 from onnx_netadapt.passes.equivalence import run_plain
+from onnx_netadapt.passes.search import Step
 from onnx_netadapt.splits import split
 
 OPTIONS = {"finetune": "none", "min_keep": 0.25}
@@ -149,6 +151,38 @@ def test_a_killed_run_resumes(little, tmp_path):
     assert cli._run(["adapt", *arguments, "--resume"]) == 0
     whole = na.adapt(little[0], "macs=0.8x", data=str(little[1]), step=0.05, **OPTIONS)
     assert output.read_bytes() == whole.model.SerializeToString(deterministic=True)  # also: same seed, same bytes
+
+
+STEP = {
+    "number": 0,
+    "limits": {"latency": 5.0, "macs": 7},
+    "proposals": [{"group": "g", "width": 2, "estimate": {"latency": 4.0}, "score": 1.0}],
+    "widths": {"g": 2},
+    "estimate": {"latency": 4.0, "macs": 6},
+    "measured": {"latency": 4.5, "macs": 6},
+    "score": 1.0,
+}
+
+
+def test_a_journal_of_a_slower_moment_is_told_at_the_speed_of_the_run(tmp_path):
+    path = tmp_path / "j.jsonl"
+    FileJournal(path, {"seed": 0}, resume=False, start_ms=10.0).add(Step(**STEP))
+    (same,) = FileJournal(path, {"seed": 0}, resume=True, start_ms=10.0).past
+    assert same.measured == STEP["measured"]
+    (half,) = FileJournal(path, {"seed": 0}, resume=True, start_ms=5.0).past
+    assert half.measured == {"latency": 2.25, "macs": 6}
+    assert half.limits == {"latency": 2.5, "macs": 7}
+    assert half.estimate["latency"] == half.proposals[0]["estimate"]["latency"] == 2.0
+    counted = FileJournal(path, {"seed": 0}, resume=True)  # without a budget of latency nothing is told anew
+    assert counted.past == [same]
+
+
+@pytest.mark.parametrize("start", ['"ten"', "[1]", "{}x"])
+def test_a_journal_whose_start_is_no_number_is_refused(tmp_path, start):
+    path = tmp_path / "j.jsonl"
+    path.write_text(f'{{"schema_version": 1, "start_ms": {start}}}\n{json.dumps(STEP)}\n')
+    with pytest.raises(InputError, match="cannot be read"):
+        FileJournal(path, {}, resume=True, start_ms=1.0)
 
 
 def test_a_journal_of_another_run_is_refused(little, tmp_path):

@@ -4,7 +4,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-from onnx_netadapt import run
+import pytest
+from onnx_netadapt import costs, run
 from onnx_netadapt.costs import AT_ONCE
 from onnx_netadapt.options import Options
 from onnx_netadapt.pipeline import set_up
@@ -50,7 +51,7 @@ def test_a_table_that_was_filled_at_another_speed_is_told_at_the_run_s(little, m
     assert cost(full)["latency"] == 4.5
     assert np.isclose(cost(half)["latency"], 4.5 * sum(half.values()) / units)
     told = SimpleNamespace(ratio=0.6, disturbed=False)
-    monkeypatch.setattr(cost, "_against_original", lambda *_: told)
+    monkeypatch.setattr(costs, "measure_against", lambda *_, **__: told)
     assert cost.measure(half)["latency"] == 0.6 * cost.start.median_ms
     assert seen == [(half, 0.6 * cost.start.median_ms / 1.5)]  # what the table takes over is at its own speed
     told.disturbed = True
@@ -58,17 +59,20 @@ def test_a_table_that_was_filled_at_another_speed_is_told_at_the_run_s(little, m
     assert len(seen) == 1
 
 
-def test_the_original_itself_corrects_no_estimate(little, monkeypatch):
+@pytest.mark.parametrize(("own_size", "ratio"), [(True, 1.0), (False, 0.4)])
+def test_the_full_width_is_the_start_or_measured_at_another_size(little, monkeypatch, own_size, ratio):
     model, data = little
     bench = set_up(model, Options(("macs=0.5x",), data=data), "demo", Progress(quiet=True), "")
-    cost = bench.cost
+    cost, asked = bench.cost, []
     seen = _with_table(cost, lambda _: 3.0, base_ms=3.0, start_ms=4.5)
-    cost.resources = ("latency",)
+    cost.resources, cost.own_size = ("latency",), own_size
     cost._known.clear()
-    monkeypatch.setattr(cost, "_against_original", lambda *_: SimpleNamespace(ratio=1.0, disturbed=False))
-    assert cost.measure(bench.narrowing.full)["latency"] == cost.start.median_ms
-    assert seen == []
-    assert np.isclose(cost.speed, cost.start.median_ms / 3.0)
+    told = SimpleNamespace(ratio=0.4, disturbed=False)
+    monkeypatch.setattr(costs, "measure_against", lambda *_, **given: asked.append(given["sure"]) or told)
+    assert cost.measure(bench.narrowing.full)["latency"] == ratio * cost.start.median_ms
+    assert asked == ([] if own_size else [costs.LENGTH_SURE])
+    assert seen == []  # it corrects no estimate: all of them are told by it
+    assert np.isclose(cost.speed, ratio * cost.start.median_ms / 3.0)
 
 
 def test_a_start_that_was_disturbed_is_measured_again(little, monkeypatch):

@@ -1,0 +1,134 @@
+"""Scores from batches that are judged beside each other, against the same worked out in one piece."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx_netadapt import evaluate
+from onnx_netadapt.evaluate import BATCH, LANES, Evaluator
+from onnx_netadapt.inputs import Data
+from onnx_netadapt.ir import load
+from onnx_netadapt.metrics import Metric, metric_of
+from onnx_netadapt.models.digits import digits, digits_model
+
+COUNT = 3 * BATCH + 5
+
+
+@pytest.fixture(scope="module")
+def original():
+    return onnx.load_from_string(digits_model())
+
+
+@pytest.fixture(scope="module")
+def judged(original):
+    """The original with its weights disturbed, so that scores are neither perfect nor chance."""
+    rng = np.random.default_rng(0)
+    model = onnx.ModelProto()
+    model.CopyFrom(original)
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.ndim > 1:
+            noisy = (value + rng.normal(0, 0.15 * value.std(), value.shape)).astype(value.dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(noisy, tensor.name))
+    return model
+
+
+def data_of(graph):
+    made = digits()
+    port = graph.inputs[0].name
+    x, y = made.x[made.test[:COUNT]], made.y[made.test[:COUNT]]
+    return Data(COUNT, y, lambda at: {port: x[at]}, "digits")
+
+
+def whole(model, data):
+    """All outputs at once, in a session of one thread."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, data.read(np.arange(COUNT)))
+    return outputs
+
+
+def test_lanes_give_the_score_of_all_examples_at_once(original, judged):
+    graph = load(original)
+    data = data_of(graph)
+    evaluator = Evaluator(graph, data, np.arange(COUNT), metric_of("top1"))
+    wanted = np.mean(whole(judged, data).argmax(axis=1) == data.labels)
+    assert 0.2 < wanted < 0.99
+    assert evaluator.score(judged) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("room", [evaluate.REFERENCE_BYTES, 0])
+def test_outputs_of_the_original_that_are_not_kept_are_made_again(original, judged, monkeypatch, room):
+    graph = load(original)
+    data = data_of(graph)
+    monkeypatch.setattr(evaluate, "REFERENCE_BYTES", room)
+    evaluator = Evaluator(graph, data, np.arange(COUNT), metric_of("agreement"))
+    assert (evaluator._kept is None) == (room == 0)
+    wanted = np.mean(whole(judged, data).argmax(axis=1) == whole(original, data).argmax(axis=1))
+    assert evaluator.score(judged) == pytest.approx(wanted)
+    assert evaluator.score(original) == 1.0
+
+
+def test_a_metric_of_the_whole_set_gets_outputs_and_labels_in_their_order(original, judged):
+    graph = load(original)
+    data, seen = data_of(graph), []
+    metric = Metric("seen", False, whole=lambda outputs, labels: seen.append((outputs[0], labels)) or 0.25)
+    order = np.arange(COUNT)[::-1].copy()
+    assert Evaluator(graph, data, order, metric).score(judged) == 0.25
+    ((outputs, labels),) = seen
+    np.testing.assert_allclose(outputs, whole(judged, data)[order], atol=1e-4)
+    np.testing.assert_array_equal(labels, data.labels[order])
+
+
+def test_a_model_of_a_fixed_batch_has_one_lane_and_counts_no_example_twice(original, judged):
+    fixed = []
+    for model in (original, judged):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for port in (*copy.graph.input, *copy.graph.output):
+            port.type.tensor_type.shape.dim[0].dim_value = 16
+        fixed.append(copy)
+    graph = load(fixed[0])
+    data = data_of(graph)
+    evaluator = Evaluator(graph, data, np.arange(COUNT), metric_of("top1"))
+    assert evaluator.lanes == 1
+    assert COUNT % 16  # the last batch is filled up
+    assert evaluator.score(fixed[1]) == pytest.approx(np.mean(whole(judged, data).argmax(axis=1) == data.labels))
+
+
+def test_an_evaluator_of_the_same_examples_is_made_once(original):
+    graph = load(original)
+    evaluator = Evaluator(graph, data_of(graph), np.arange(COUNT), metric_of("top1"))
+    assert evaluator.on(np.arange(COUNT)) is evaluator.on() is evaluator
+    few = evaluator.on(np.arange(9))
+    assert few is evaluator.on(np.arange(9)) is not evaluator
+    assert few is not evaluator.on(np.arange(9), metric_of("agreement"))
+    assert list(few.indices) == list(range(9))
+    assert 1 <= evaluator.lanes <= LANES
+
+
+def test_rows_share_no_batch_where_an_input_does_not_count_examples():
+    """y = x * scale * mask with a scalar input `scale`: nothing of it can stand beside another row's."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("Mul", ["x", "scale"], ["scaled"]), helper.make_node("Mul", ["scaled", "mask"], ["y"])]
+    ports = [("x", ["n", 4]), ("scale", []), ("mask", ["m", 4])]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "scaled",
+            [helper.make_tensor_value_info(name, kind, shape) for name, shape in ports],
+            [helper.make_tensor_value_info("y", kind, ["n", 4])],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    del plain.graph.node[1], plain.graph.input[2]
+    plain.graph.node[0].output[0] = "y"
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    data = Data(20, None, lambda at: {"x": x[at], "scale": np.array(2.0, np.float32)}, "made up")
+    evaluator = Evaluator(load(plain), data, np.arange(20), metric_of("fidelity"))
+    masks = {"mask": np.array([[1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 0, 0]], np.float32)}
+    scores = evaluator.score_rows(evaluator.runner(model), masks)
+    assert scores[0] == pytest.approx(max(scores))
+    assert scores[0] > scores[1] > scores[2]
