@@ -185,6 +185,14 @@ def test_a_journal_whose_start_is_no_number_is_refused(tmp_path, start):
         FileJournal(path, {}, resume=True, start_ms=1.0)
 
 
+@pytest.mark.parametrize("costs", [None, [1], 3, {"latency": "slow"}])
+def test_a_journal_whose_costs_are_no_numbers_is_refused(tmp_path, costs):
+    path = tmp_path / "j.jsonl"
+    path.write_text(f'{{"schema_version": 1, "start_ms": 2.0}}\n{json.dumps(STEP | {"measured": costs})}\n')
+    with pytest.raises(InputError, match="cannot be read"):
+        FileJournal(path, {}, resume=True, start_ms=1.0)
+
+
 def test_a_journal_of_another_run_is_refused(little, tmp_path):
     journal = tmp_path / "j.jsonl"
     journal.write_text('{"schema_version": 1, "seed": 5}\n')
