@@ -35,6 +35,11 @@ class Budget:
         return self.amount * start if self.relative else self.amount
 
 
+def at_speed(costs: Mapping[str, float], scale: float) -> dict[str, float]:
+    """Costs by resource with their latency so many times as long: at another speed of the machine."""
+    return {name: value * (scale if name == "latency" else 1.0) for name, value in costs.items()}
+
+
 def parse_budget(text: str) -> Budget:
     """The budget that a `--budget` option means; InputError when it means none."""
     found = _FORM.fullmatch(text.strip())

@@ -161,11 +161,7 @@ class NetworkCost:
         """By a short measurement, which corrects the estimates unless it was disturbed."""
         if self.narrowing.full | dict(widths) == self.narrowing.full:
             return self._whole_ms(model)
-        run = runner(model, self.target, self.feeds)
-        told = measure_against(
-            self.reference, run, self.target,
-            min_runs=STEP_RUNS, min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=STEP_SURE,
-        )  # fmt: skip
+        told = self._against_original(model, STEP_SECONDS, STEP_ROUNDS, STEP_SURE, runs=STEP_RUNS)
         found = told.ratio * self.start.median_ms
         if self.latency is not None and not told.disturbed:
             self.latency.observe(widths, found / self.speed)
@@ -179,12 +175,18 @@ class NetworkCost:
         return told.ratio * self.start.median_ms
 
     def _against_original(
-        self, model: onnx.ModelProto, seconds: float, rounds: int, sure: float, patience: float = PATIENCE_SECONDS
+        self,
+        model: onnx.ModelProto,
+        seconds: float,
+        rounds: int,
+        sure: float,
+        patience: float = PATIENCE_SECONDS,
+        runs: int = 20,
     ) -> Comparison:
-        run = runner(model, self.target, self.feeds)
         return measure_against(
-            self.reference, run, self.target, min_seconds=seconds, rounds=rounds, sure=sure, patience=patience
-        )
+            self.reference, runner(model, self.target, self.feeds), self.target,
+            min_runs=runs, min_seconds=seconds, rounds=rounds, sure=sure, patience=patience,
+        )  # fmt: skip
 
     def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
         """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""

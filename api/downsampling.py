@@ -160,7 +160,6 @@ def _automatic(own: Sized, metric: Metric, lut: Lut | None) -> Downsampled | Non
     if excess(own, own.whole.full) <= 1:
         return None
     own.run.look_at_start_again()
-    excess = _Excess(own, lut)  # its ratios are in the table, its shares are of the start
     smaller = [found for size in sizes_inside(own.size) if not isinstance(found := _at(own, size), str)]
     if not smaller:
         return None
@@ -183,20 +182,18 @@ class _Excess:
     """How many times its budget a network costs, by the budget that it misses most (rule 2)."""
 
     def __init__(self, own: Sized, lut: Lut | None) -> None:
-        run = own.run
-        start = {"latency": run.start.median_ms, "macs": float(own.macs)}
-        self._shares = {n: run.budgets[n].limit(start[n]) / start[n] for n in SHARED if n in run.budgets}
-        self._macs, self._lut, self._target = own.macs, lut, run.target
-        self.granularity = None if lut is None else probe(run.target, lut)
-        self._original = run.reference
+        self._run, self._macs, self._lut = own.run, own.macs, lut
+        self.granularity = None if lut is None else probe(own.run.target, lut)
 
     def __call__(self, sized: Sized, widths: Mapping[str, int], narrowing: Narrowing | None = None) -> float:
         """Above 1 is over the budget; `narrowing` has the order of the units where they are in order."""
         found = narrowing or sized.whole
         costs = {"macs": found.sizes.macs(widths) / self._macs}
-        if "latency" in self._shares:
+        if "latency" in self._run.budgets:
             costs["latency"] = self._ratio(found.build(widths), sized.run.feeds) / AIM
-        return max(costs[name] / share for name, share in self._shares.items())
+        start = {"latency": self._run.start.median_ms, "macs": float(self._macs)}
+        limits = {name: self._run.budgets[name].limit(start[name]) for name in costs if name in self._run.budgets}
+        return max(costs[name] * start[name] / limit for name, limit in limits.items())
 
     def _ratio(self, model: onnx.ModelProto, feeds: Feeds) -> float:
         """A model's latency as a multiple of the original's."""
@@ -204,9 +201,9 @@ class _Excess:
         known = None if self._lut is None else self._lut.get(key)
         if known is not None:
             return known.statistic_us
-        run = runner(model, self._target, feeds)
+        run = runner(model, self._run.target, feeds)
         found = measure_against(
-            self._original, run, self._target,
+            self._run.reference, run, self._run.target,
             min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=SURE,
         ).ratio  # fmt: skip
         if self._lut is not None:

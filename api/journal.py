@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnx_netadapt.budgets import at_speed
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.write import write_atomically
 from onnx_netadapt.passes.search import Step
@@ -110,10 +111,6 @@ def _read(path: Path, header: Mapping[str, Any]) -> list[_Entry]:
 
 def _at_speed(step: Step, scale: float) -> Step:
     """A step whose latencies are multiples of another start."""
-
-    def scaled(costs: Mapping[str, float]) -> dict[str, float]:
-        return {name: value * (scale if name == "latency" else 1.0) for name, value in costs.items()}
-
-    proposals = tuple({**told, "estimate": scaled(told["estimate"])} for told in step.proposals)
-    limits, estimate, measured = map(scaled, (step.limits, step.estimate, step.measured))
+    proposals = tuple({**told, "estimate": at_speed(told["estimate"], scale)} for told in step.proposals)
+    limits, estimate, measured = (at_speed(costs, scale) for costs in (step.limits, step.estimate, step.measured))
     return replace(step, limits=limits, proposals=proposals, estimate=estimate, measured=measured)

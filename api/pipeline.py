@@ -311,10 +311,10 @@ def _stages(
         own, choices, granularity = _stage(*runs[0], record, lut)
         return (own, *(_stage(*at_size, record, lut, own)[0] for at_size in runs[1:])), choices, granularity
     found = None if record is not None else downsampled(run, _search_metric(run), lut)
-    run.look_at_start_again()
     if found is None or found.chosen.run is run:
         only, choices, granularity = _stage(None, run, record, lut, known=None if found is None else found.chosen)
         return (only,), choices, granularity
+    run.look_at_start_again()
     own = _reference(run, found.own)
     small, choices, granularity = _stage(found.chosen.size, found.chosen.run, None, lut, own, found.chosen)
     return (own, small), choices, granularity
@@ -361,15 +361,14 @@ def _stage(
 
 def _cost(run: Run, narrowing: Narrowing, lut: Lut | None) -> tuple[NetworkCost, list[Choice], Granularity | None]:
     """The cost of any widths, the widths worth proposing, and the target's granularity."""
-    options = run.options
-    own_size = run.original is None
+    options, own_size = run.options, run.original is None
+    latency, granularity = (None, None) if lut is None else _filled(run, narrowing, lut)
+    if latency is not None and own_size:
+        run.look_at_start_again(latency.base_ms)
     cost = NetworkCost(
         narrowing, run.target, run.feeds, list(run.budgets), run.reference, run.whole.start, own_size=own_size
     )
-    granularity = None if lut is None else _fill(run, narrowing, cost, lut)
-    if cost.latency is not None and own_size:
-        run.look_at_start_again(cost.latency.base_ms)
-        cost.start = run.start
+    cost.latency = latency
     choices = narrowing.choices(granularity, options.min_keep, options.exclude, options.only)
     if run.meter is not None:
         cost.energy = EnergyModel(narrowing, run.target, run.feeds, run.meter)
@@ -378,8 +377,8 @@ def _cost(run: Run, narrowing: Narrowing, lut: Lut | None) -> tuple[NetworkCost,
     return cost, choices, granularity
 
 
-def _fill(run: Run, narrowing: Narrowing, cost: NetworkCost, lut: Lut) -> Granularity:
-    """Fills the latency table, and gives the target's granularity."""
+def _filled(run: Run, narrowing: Narrowing, lut: Lut) -> tuple[LatencyModel, Granularity]:
+    """Estimates from the latency table once it is filled, and the target's granularity."""
     from onnx_netadapt.profiler import fill
 
     options = run.options
@@ -389,10 +388,10 @@ def _fill(run: Run, narrowing: Narrowing, cost: NetworkCost, lut: Lut) -> Granul
         network = narrowing.measurable(choices, run.feeds)
         rng = np.random.default_rng(options.seed)
         base = run.reference if run.original is None else None  # at another size the base is another network
-        cost.latency = fill(lut, run.target, network, rng, off_edges=OFF_EDGES, reference=base, progress=report)
-        run.warnings += cost.latency.notes
+        latency = fill(lut, run.target, network, rng, off_edges=OFF_EDGES, reference=base, progress=report)
+        run.warnings += latency.notes
     run.progress.say(f"  the target's granularity: {granularity}")
-    return granularity
+    return latency, granularity
 
 
 def _table_facts(options: Options, lut: Lut, model: LatencyModel | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import onnx
-from onnx_netadapt.budgets import Budget, each_budget, parse_budgets, show_amount
+from onnx_netadapt.budgets import Budget, at_speed, each_budget, parse_budgets, show_amount
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.load import Source, files_of
 from onnx_netadapt.journal import FileJournal
@@ -202,7 +202,8 @@ def _pareto(
         original=original,
         rows=tuple(replace(row, dominated=_dominated(row, rows, resource)) for row in rows),
         frontier=tuple(
-            _at_pace(step, pace / last["search"].get("start_ms", pace)) for step in last["search"]["frontier"]
+            {**step, "measured": at_speed(step["measured"], pace / last["search"].get("start_ms", pace))}
+            for step in last["search"]["frontier"]
         ),
         seconds=round(seconds, 2),
     )
@@ -225,19 +226,13 @@ def row_of(texts: tuple[str, ...], report: Mapping[str, Any], state: Mapping[str
         budgets=texts,
         output=report["output"],
         met=report["met"],
-        measured={name: value * (scale if name == "latency" else 1.0) for name, value in measured.items()},
+        measured=at_speed(measured, scale),
         latency_ms=state["latency_ms"]["median"] * scale,
         macs=state["macs"],
         params=state["params"],
         size_bytes=state["size_bytes"],
         score=state["score"],
     )
-
-
-def _at_pace(step: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """A step of the search's frontier with its latency scaled."""
-    costs = {name: value * (scale if name == "latency" else 1.0) for name, value in step["measured"].items()}
-    return {**step, "measured": costs}
 
 
 def _dominated(row: Row, rows: Sequence[Row], resource: str) -> bool:
