@@ -53,9 +53,11 @@ RenormalizeOption = Annotated[
     ),
 ]
 AllowDepthOption = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--allow-depth", help="also take out whole residual branches and layers, where that keeps the score higher"
+        "--allow-depth/--no-allow-depth",
+        help="also take out whole residual branches and layers, where that keeps the score higher "
+        "[for budgets of latency and energy]",
     ),
 ]
 MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of every width")]
@@ -85,7 +87,7 @@ def adapt_command(
     exclude: ExcludeOption = [],
     only: OnlyOption = [],
     renormalize: RenormalizeOption = False,
-    allow_depth: AllowDepthOption = False,
+    allow_depth: AllowDepthOption = None,
     min_keep: MinKeepOption = 0.1,
     step: Annotated[float | None, typer.Option("--step", help="first reduction, as a share of the start")] = None,
     decay: Annotated[float, typer.Option("--decay", help="factor of the reduction per step")] = 0.96,

@@ -1,6 +1,7 @@
 """What a network costs at given widths: estimates for the search, and measurements that decide."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import onnx
@@ -25,27 +26,43 @@ from onnx_netadapt.profiler import (
 MEASURED = ("latency", "energy")
 """Resources that are measured on the target; the others are counted on the built network."""
 
-STEP_SECONDS, STEP_RUNS, STEP_ROUNDS, STEP_SURE = 0.04, 10, 12, 0.03
-"""Networks of a search are measured in short rounds until the ratio to the original is sure, with 95%: measuring was
-half of the time of MobileNetV2 at 1%, which was seldom reached; the winner is measured at length anyway. Rounds of 0.1,
-0.05 and 0.03 s took 0.70, 0.42 and 0.28 s on a busy machine (ResNet20 and narrower forms, waits included), with errors
-of 2.0, 2.1 and 1.4% (one standard deviation of 111), 96, 95 and 99% of them within what was told. Slow models have so
-many runs in a round.
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How long a model is measured beside the original: in at most `most` rounds of so many seconds and runs, until the
+    ratio is `sure` (an error with 95%); an undisturbed moment is waited for `patience` seconds.
+    """
+
+    seconds: float
+    most: int
+    sure: float
+    runs: int = 20
+    patience: float = PATIENCE_SECONDS
+
+
+STEP = Rounds(0.04, 12, 0.03, runs=10)
+"""Networks of a search: measuring was half of the time of MobileNetV2 at 1%, which was seldom reached; the winner is
+measured at length anyway. Rounds of 0.1, 0.05 and 0.03 s took 0.70, 0.42 and 0.28 s on a busy machine (ResNet20 and
+narrower forms, waits included), with errors of 2.0, 2.1 and 1.4% (one standard deviation of 111), 96, 95 and 99% of
+them within what was told. Slow models have so many runs in a round.
 """
 
-LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE = 0.2, 6, 0.01
-"""The winner is measured in rounds of so many seconds for each model, until the ratio is sure."""
+LONG = Rounds(0.05, 24, 0.01, patience=6.0)
+"""The winner, and the finished model: they decide what the budget buys and if it was met. Rounds of 0.2, 0.1 and 0.05 s
+took 2.5, 1.8 and 1.8 s (medians of 30 in a busy hour, ResNet20 at 0.35 and 0.68 of its latency), with errors of 0.5,
+0.4 and 0.5% where nothing disturbed them, and of 2.5, 1.9 and 2.0% in all.
+"""
 
-FINAL_SECONDS, FINAL_ROUNDS, FINAL_SURE = 0.25, 6, 0.005
-"""And so is the finished model."""
+AGAIN = Rounds(0.5, 6, 0.005, patience=6.0)
+"""A finished model once more, where its budget lies within the measurement's error or below it: one that counts as over
+the budget makes way for another that is trained anew.
+"""
 
-LONG_PATIENCE = 6.0
-"""Seconds that both of these wait for an undisturbed moment: they decide what the budget buys and if it was met."""
+ONCE = Rounds(0.25, 1, 0.01)
+"""A finished model that no budget waits for, or a slow one (of each there are 20 runs to a round, whatever they take).
+"""
 
 SLOW_MS = 50.0
-"""The last measurement of slower models has one round (of each there are 20 runs to it, whatever they take), and so has
-one that no budget waits for.
-"""
 
 AT_ONCE = 16
 """Fewer networks are estimated one by one, which remembers their parts: of a generation of `chamnet` few are new."""
@@ -161,7 +178,7 @@ class NetworkCost:
         """By a short measurement, which corrects the estimates unless it was disturbed."""
         if self.narrowing.full | dict(widths) == self.narrowing.full:
             return self._whole_ms(model)
-        told = self._against_original(model, STEP_SECONDS, STEP_ROUNDS, STEP_SURE, runs=STEP_RUNS)
+        told = self._against_original(model, STEP)
         found = told.ratio * self.start.median_ms
         if self.latency is not None and not told.disturbed:
             self.latency.observe(widths, found / self.speed)
@@ -171,28 +188,19 @@ class NetworkCost:
         """At full width, which limits and all estimates refer to: the start, or at another input size a long one."""
         if self.own_size:
             return self.start.median_ms
-        told = self._against_original(model, LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE, LONG_PATIENCE)
+        told = self._against_original(model, LONG)
         return told.ratio * self.start.median_ms
 
-    def _against_original(
-        self,
-        model: onnx.ModelProto,
-        seconds: float,
-        rounds: int,
-        sure: float,
-        patience: float = PATIENCE_SECONDS,
-        runs: int = 20,
-    ) -> Comparison:
+    def _against_original(self, model: onnx.ModelProto, rounds: Rounds) -> Comparison:
         return measure_against(
-            self.reference, runner(model, self.target, self.feeds), self.target,
-            min_runs=runs, min_seconds=seconds, rounds=rounds, sure=sure, patience=patience,
+            self.reference, runner(model, self.target, self.feeds), self.target, min_runs=rounds.runs,
+            min_seconds=rounds.seconds, rounds=rounds.most, sure=rounds.sure, patience=rounds.patience,
         )  # fmt: skip
 
-    def final(self, model: onnx.ModelProto, seconds: float = FINAL_SECONDS) -> Comparison:
-        """The latency of a model beside the original's, in alternation: rounds of so many seconds until it is sure."""
-        if "latency" not in self.resources or self.start.median_ms > SLOW_MS:
-            return self._against_original(model, seconds, 1, FINAL_SURE)
-        return self._against_original(model, seconds, FINAL_ROUNDS, FINAL_SURE, LONG_PATIENCE)
+    def final(self, model: onnx.ModelProto, rounds: Rounds = LONG) -> Comparison:
+        """The latency of a finished model beside the original's, in alternation."""
+        slow = self.start.median_ms > SLOW_MS
+        return self._against_original(model, rounds if "latency" in self.resources and not slow else ONCE)
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.
@@ -201,7 +209,7 @@ class NetworkCost:
         """
         model, found = self.narrowing.build(widths), {}
         if "latency" in self.resources:
-            told = self._against_original(model, LENGTH_SECONDS, LENGTH_ROUNDS, LENGTH_SURE, LONG_PATIENCE)
+            told = self._against_original(model, LONG)
             found["latency"] = told.ratio * self.start.median_ms if relative else told.latency.median_ms
         if self.energy is not None:
             found["energy"] = self.energy.of(model).median_mj

@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx_netadapt.costs import STEP_ROUNDS, STEP_SECONDS
+from onnx_netadapt.costs import STEP
 from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.finalists import EXAMPLES, ROWS, refitted, rescaler_of
 from onnx_netadapt.inputs import Feeds
@@ -204,7 +204,7 @@ class _Excess:
         run = runner(model, self._run.target, feeds)
         found = measure_against(
             self._run.reference, run, self._run.target,
-            min_seconds=STEP_SECONDS, rounds=STEP_ROUNDS, sure=SURE,
+            min_seconds=STEP.seconds, rounds=STEP.most, sure=SURE,
         ).ratio  # fmt: skip
         if self._lut is not None:
             self._lut.add([Entry(key, {"type": "ratio"}, (found,))])

@@ -20,7 +20,7 @@ from itertools import islice, zip_longest
 
 import numpy as np
 import onnx
-from onnx_netadapt.evaluate import Evaluator, examples_for
+from onnx_netadapt.evaluate import Evaluator, examples_for, race
 from onnx_netadapt.inputs import Indices
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.metrics import is_classifier
@@ -62,9 +62,14 @@ Kendall's tau with that was 0.71 and 0.43; 0.79 and 0.62 with all rows of 512, 0
 """
 
 MOST = 4
-"""Finalists beside the winner, the uniform one and those from elsewhere among them; twice as many where branches may go
-whole, and again where the input has sizes. The fifth was the best in none of twelve runs of ResNet20 (six budgets, two
+"""Finalists beside the winner, the uniform one and those from elsewhere among them; twice as many where the input has
+sizes. The fifth was the best in none of twelve runs of ResNet20 (six budgets, two
 seeds), where the winner was in four, the uniform one in one and the others in three, two and two.
+"""
+
+WHOLE = 1
+"""Finalists more, that keep all branches and layers, where these may go: at 0.7, 0.5 and 0.35 of ResNet20's latency
+(two seeds) the best of five such networks was never nearly as good as the best of those that lost branches.
 """
 
 DOUBT = 0.1
@@ -107,10 +112,11 @@ def settle(
         networks = _distinct([dict(result.widths), *fitted])
         if len(networks) == 1:
             return searcher.confirm(result, SURE)
-        scored: list[tuple[float, Mapping[str, int]]] = []
+        entrants = []
         for widths in networks:
-            scored.append((judge(widths), widths))
-            report(len(scored), len(networks), f"best {max(score for score, _ in scored):.4f}")
+            entrants.append(judge.entrant(widths))
+            report(len(entrants), len(networks), "refitted")
+        scored = [(own.score, widths) for own, widths in zip(race(entrants), networks, strict=True)]
         best = _best_within(searcher, result, scored, judge)
         return searcher.confirm(result, SURE) if best is None else (searcher.filled(best, SURE), True)
 
@@ -138,6 +144,11 @@ class _Judge:
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """The score on the selection set."""
+        evaluator, model = self.entrant(widths)
+        return evaluator.score(model)
+
+    def entrant(self, widths: Mapping[str, int]) -> tuple[Evaluator, onnx.ModelProto]:
+        """Who judges a network, and the network refitted."""
         stage = self._at(widths)
         assert stage.statistics is not None  # whoever has finalists refits them
         key = resolution_of(stage)
@@ -150,7 +161,7 @@ class _Judge:
                 stage.evaluator.on(self._examples) if len(self._examples) else stage.evaluator,
             )
         targets, rescaler, evaluator = self._made[key]
-        return evaluator.score(refitted(stage.narrowing, stage.statistics, groups_of(widths), targets, rescaler))
+        return evaluator, refitted(stage.narrowing, stage.statistics, groups_of(widths), targets, rescaler)
 
     def close(self) -> None:
         """Lets go of what was put aside."""
@@ -181,20 +192,19 @@ def _rivals(
     narrowing: Narrowing, searcher: Searcher, result: SearchResult, known: Sequence[Widths]
 ) -> Iterator[dict[str, int]]:
     """Other networks of the result's cost (rule 2), by estimates corrected at the result."""
-    narrow = without_depth(searcher.choices)
     limits = in_estimates(lowered(searcher.limits, AIM), searcher.cost(result.widths), result.measured)
     full, seen = full_widths(searcher.choices), [dict(result.widths), *known]
     kinds = [searcher.choices]
-    if narrow != searcher.choices:
-        kinds.append(narrow)
     if any(choice.apart and len(choice.widths) > 1 for choice in searcher.choices):
-        kinds += [_at_size_of(result, kind) for kind in kinds]
+        kinds.append(_at_size_of(result, searcher.choices))
     most = int(np.clip(ALL_MACS / max(narrowing.sizes.macs(narrowing.full), 1), FEWEST, MOST)) * len(kinds)
-    turns = zip_longest(*(_proposals(narrowing, searcher, kind, limits) for kind in kinds))
-    fresh = (full | widths for turn in turns for widths in turn if widths is not None)
-    for widths in islice((widths for widths in fresh if widths not in seen), max(most - len(known), 0)):
-        seen.append(widths)
-        yield widths
+    narrow = [own for kind in kinds if (own := without_depth(kind)) != kind]
+    for some, count in ((kinds, max(most - len(known), 0)), (narrow, WHOLE * len(narrow))):
+        turns = zip_longest(*(_proposals(narrowing, searcher, kind, limits) for kind in some))
+        fresh = (full | widths for turn in turns for widths in turn if widths is not None)
+        for widths in islice((widths for widths in fresh if widths not in seen), count):
+            seen.append(widths)
+            yield widths
 
 
 def _proposals(
@@ -241,7 +251,7 @@ def _at_size_of(result: SearchResult, choices: list[Choice]) -> list[Choice]:
 def _best_within(
     searcher: Searcher,
     result: SearchResult,
-    scored: list[tuple[float, Mapping[str, int]]],
+    scored: Sequence[tuple[float, Mapping[str, int]]],
     judge: Callable[[Mapping[str, int]], float],
 ) -> SearchResult | None:
     """Rule 3; None where none of them stays within the budget."""
@@ -264,7 +274,7 @@ def _best_within(
 def _as_step(
     searcher: Searcher,
     result: SearchResult,
-    scored: list[tuple[float, Mapping[str, int]]],
+    scored: Sequence[tuple[float, Mapping[str, int]]],
     score: float,
     widths: Mapping[str, int],
 ) -> SearchResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 from onnx_netadapt.distill import Distillation, distill, wanted
-from onnx_netadapt.evaluate import Evaluator
+from onnx_netadapt.evaluate import Evaluator, race
 from onnx_netadapt.metrics import is_classifier, metric_of, report_metric
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.branches import joined
@@ -47,7 +47,10 @@ def finish(
     evaluator = evaluator.on(indices)
     with run.progress.phase("refitting weights") as report, run.timed("recovery"), one_blas_thread():
         recovered = _refitted(run, narrowing, statistics, widths, pruned.model, report)
-        scores = {name: evaluator.score(model) for name, model in recovered.candidates.items()}
+        standings = race([(evaluator, model) for model in recovered.candidates.values()])
+    scores = {name: own.score for name, own in zip(recovered.candidates, standings, strict=True)}
+    behind = {n: own.examples for n, own in zip(scores, standings, strict=True) if own.examples < len(indices)}
+    judged = {"metric": evaluator.metric.name, "n": len(indices), "behind": behind}
     best = max(scores, key=lambda name: scores[name])
     model = recovered.candidates[best]
     tuned: Mapping[str, Any] = {"said": "none", "reason": "nothing was removed"}
@@ -63,7 +66,7 @@ def finish(
     gone = narrowing.coupling.gone(narrowing.kept(widths))
     return joined(model, run.graph, gone) if gone else model, {
         "plan": pruned.plan,
-        "recovery": {"chosen": best, "scores": scores, "metric": evaluator.metric.name, "n": len(indices)},
+        "recovery": {"chosen": best, "scores": scores, **judged},
         "finetune": tuned,
         "equivalence": asdict(equivalence) | {"passed": equivalence.passed},
     }

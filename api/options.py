@@ -18,7 +18,8 @@ class Options:
     """Options of the main job; CONTRACTS section 1 says what each means.
 
     `loss`, `train` and `callback` are parts of fine-tuning of the user's own (docs/hooks.md). `elastic` tells whether
-    to cut from the weights of train-elastic as they are; None: when the model has them.
+    to cut from the weights of train-elastic as they are; None: when the model has them. `allow_depth` tells whether
+    whole branches and layers may go; None: where latency or energy is budgeted (`pipeline.takes_depth`).
     """
 
     budgets: tuple[str, ...]
@@ -45,7 +46,7 @@ class Options:
     best_effort: bool = False
     published: bool = False
     renormalize: bool = False
-    allow_depth: bool = False
+    allow_depth: bool | None = None
     elastic: bool | None = None
     scoring: str = "refit"
     predictor: Path | None = None

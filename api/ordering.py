@@ -22,9 +22,9 @@ def coupled(run: Run) -> Coupling:
     """
     with run.timed("analysis"):
         coupling = couple(run.graph, renormalize=run.options.renormalize)
-        if run.options.allow_depth:
+        if run.depth:
             coupling = with_layers(with_branches(coupling))
-            run.warnings += [] if coupling.branches else [NO_BRANCH]
+            run.warnings += [NO_BRANCH] if run.options.allow_depth and not coupling.branches else []
     check_prunable(coupling)
     if not coupling.groups:
         raise BudgetError(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx_netadapt.budgets import Budget
-from onnx_netadapt.costs import NetworkCost
+from onnx_netadapt.costs import AGAIN, MEASURED, NetworkCost
 from onnx_netadapt.downsampling import Sized, downsampled
 from onnx_netadapt.elastic_record import Record, narrowing_of, wanted_record, without_record
 from onnx_netadapt.energy import EnergyModel
@@ -72,11 +72,6 @@ from onnx_netadapt.summary import (
 
 LOWER = (0.97, 0.95, 0.93)
 """What is asked for when the finished model is over the budget all the same."""
-
-AGAIN_SECONDS = 1.5
-"""Seconds of each round when a finished model is measured once more, where its budget lies within the measurement's
-error or below it: one that counts as over the budget makes way for another that is trained anew.
-"""
 
 OFF_EDGES = 2
 """Variants off the target's step that are profiled: the search proposes none, but barriers may force some channels."""
@@ -154,6 +149,7 @@ def set_up(source: Source, options: Options, name: str, progress: Progress, comm
         check_output(Path(options.predictor), "--predictor")
     run = prepare(source, options if options.resolution else _as_begun(options), progress)
     record = _record(run)
+    run.depth = takes_depth(run, record)
     lut = Lut.open(options.lut or ":memory:", run.target.fingerprint()) if "latency" in run.budgets else None
     stages, choices, granularity = _stages(run, record, lut)
     whole = joined(stages, choices)
@@ -287,6 +283,17 @@ def _record(run: Run) -> Record | None:
     if record is not None and parse_downsample(run.options.downsample) is not None:
         raise InputError("--downsample: the model was trained for every width at its own size; add --no-elastic")
     return record
+
+
+def takes_depth(run: Run, record: Record | None) -> bool:
+    """Whether branches and layers may go whole: as the user says, else where what is measured is budgeted, for there a
+    narrow branch costs more than its share (decision 0031); not for what is published or uniform.
+    """
+    options = run.options
+    if options.allow_depth is not None:
+        return options.allow_depth
+    free = record is None and options.scoring == "refit" and not options.published and options.search != "multiplier"
+    return free and any(name in MEASURED for name in run.budgets)
 
 
 def _cut_from(run: Run, record: Record) -> Narrowing:
@@ -458,7 +465,7 @@ def open_journal(bench: Bench, options: Options) -> AnyJournal:
         "exclude": list(options.exclude),
         "only": list(options.only),
         **({"renormalize": True} if options.renormalize else {}),
-        **({"allow_depth": True} if options.allow_depth else {}),
+        **({"allow_depth": True} if bench.run.depth else {}),
         **({"resolution": options.resolution} if options.resolution else {}),
         **({} if options.downsample == AUTO else {"downsample": options.downsample}),
         **({} if options.elastic is None else {"elastic": options.elastic}),
@@ -495,7 +502,7 @@ def _measured(run: Run, cost: NetworkCost, model: onnx.ModelProto) -> Comparison
     never sure, and a longer one would hardly find a better moment.
     """
     told = cost.final(model)
-    return told if _within(run, told, sure=not told.disturbed) else cost.final(model, AGAIN_SECONDS)
+    return told if _within(run, told, sure=not told.disturbed) else cost.final(model, AGAIN)
 
 
 def _within(run: Run, told: Comparison, *, sure: bool = False) -> bool:

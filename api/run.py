@@ -41,7 +41,7 @@ class Run:
 
     `reference` runs the original at its own input size, which everything is measured against; `start` is its latency.
     `original` is the run at the model's own input size where this one is at another (`stages`); `logits` are the
-    original's, for whoever rescales those of a network.
+    original's, for whoever rescales those of a network; `depth` is whether branches and layers may go whole.
     """
 
     options: Options
@@ -63,6 +63,7 @@ class Run:
     meter: Meter | None = None
     original: "Run | None" = None
     logits: Goal | None = None
+    depth: bool = False
 
     @property
     def whole(self) -> "Run":

@@ -42,6 +42,7 @@ class Sizes:
         self._axes = {axis: self._parts(rows) for axis, rows in coupling.layers.items()}
         self._gone: dict[tuple[str, ...], dict[str, Shape]] = {}
         self._lengths: dict[tuple[Axis, tuple[int, ...]], int] = {}
+        self._counted: dict[tuple[Any, ...], int] = {}
         self._constant_uses = [
             (use, constant.shape, constant.proto.data_type)
             for name, constant in coupling.graph.constants.items()
@@ -69,8 +70,12 @@ class Sizes:
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         """The shape of every tensor, constants by their analysis names and by their own; what went is GONE."""
+        return self._shapes(self._axes, widths)
+
+    def _shapes(self, axes: Iterable[Axis], widths: Mapping[str, int]) -> dict[str, Shape]:
+        """The same with these axes alone at their new lengths."""
         gone = self.coupling.without({name for name, width in widths.items() if width == 0})
-        changed = self._changed(self._axes, self.coupling.settled(widths, gone) if gone else widths)
+        changed = self._changed(axes, self.coupling.settled(widths, gone) if gone else widths)
         return dict(self.coupling.graph.shapes) | changed | self._vanished(gone)
 
     def _vanished(self, branches: tuple[Branch, ...]) -> dict[str, Shape]:
@@ -126,17 +131,36 @@ class Sizes:
 
     def macs(self, widths: Mapping[str, int]) -> int:
         """Multiply-accumulates of one run at the graph's input shapes."""
-        return sum(self.node_macs(self.shapes(widths)).values())
+        return sum(self.node_macs(self._shapes(self._weighing, widths)).values())
 
     def node_macs(self, shapes: Mapping[str, Shape]) -> dict[int, int]:
         """Multiply-accumulates of every node that has any, by node index."""
+        counts = {index: self._node_macs(node, uses, shapes) for index, (node, uses) in self._computing.items()}
+        return {index: count for index, count in counts.items() if count}
+
+    def _node_macs(self, node: Node, uses: list[tuple[str, str]], shapes: Mapping[str, Shape]) -> int:
+        """Those of one node, remembered by the shapes around it: two networks of a search differ in few."""
+        near = [shapes.get(use, shapes.get(name, ())) for use, name in uses], [shapes.get(n, ()) for n in node.outputs]
+        key = (node.index, *near[0], *near[1])
+        if key not in self._counted:
+            self._counted[key] = _macs_of(self.coupling.graph, node, *near, shapes)
+        return self._counted[key]
+
+    @cached_property
+    def _computing(self) -> dict[int, tuple[Node, list[tuple[str, str]]]]:
+        """The nodes that have multiply-accumulates, by index, with the analysis name and the name of each input."""
         graph = self.coupling.graph
-        found = {}
-        for node in self._nodes:
-            count = _node_macs(graph, node, shapes)
-            if count:
-                found[node.index] = count
-        return found
+        return {
+            node.index: (node, [(graph.use(node, slot), name) for slot, name in enumerate(node.inputs)])
+            for node in self._nodes
+            if _node_macs(graph, node, graph.shapes)
+        }
+
+    @cached_property
+    def _weighing(self) -> list[Axis]:
+        """The axes of the tensors that those nodes read and make."""
+        near = {name for node, uses in self._computing.values() for pair in (node.outputs, *uses) for name in pair}
+        return [axis for axis in self._axes if axis[0] in near or axis[0].rpartition("@")[0] in near]
 
     def params(self, widths: Mapping[str, int]) -> int:
         """Elements of all float constants."""
@@ -159,11 +183,14 @@ def _given(node: Node) -> list[int]:
 
 
 def _node_macs(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> int:
+    ins = [shapes.get(graph.use(node, slot), shapes.get(name, ())) for slot, name in enumerate(node.inputs)]
+    return _macs_of(graph, node, ins, [shapes.get(name, ()) for name in node.outputs], shapes)
+
+
+def _macs_of(graph: Graph, node: Node, ins: list[Shape], outs: list[Shape], shapes: Mapping[str, Shape]) -> int:
     rule: Any = rule_for(graph, node)
     if rule is None:
         return 0
-    ins = [shapes.get(graph.use(node, slot), shapes.get(name, ())) for slot, name in enumerate(node.inputs)]
-    outs = [shapes.get(name, ()) for name in node.outputs]
     if any(ins[slot] == GONE for slot, name in enumerate(node.inputs) if name in graph.constants and name in shapes):
         return 0  # an Identity stands there now
     try:

@@ -70,7 +70,7 @@ def test_the_full_width_is_the_start_or_measured_at_another_size(little, monkeyp
     told = SimpleNamespace(ratio=0.4, disturbed=False)
     monkeypatch.setattr(costs, "measure_against", lambda *_, **given: asked.append(given["sure"]) or told)
     assert cost.measure(bench.narrowing.full)["latency"] == ratio * cost.start.median_ms
-    assert asked == ([] if own_size else [costs.LENGTH_SURE])
+    assert asked == ([] if own_size else [costs.LONG.sure])
     assert seen == []  # it corrects no estimate: all of them are told by it
     assert np.isclose(cost.speed, ratio * cost.start.median_ms / 3.0)
 

@@ -1,6 +1,7 @@
 """`--allow-depth`, end to end: branches that give little go whole, and everything written about it can be checked."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,6 +10,8 @@ import pytest
 from net import Net
 from onnx import numpy_helper
 from onnx_netadapt import cli
+from onnx_netadapt.budgets import parse_budgets
+from onnx_netadapt.finalists import MOST, WHOLE, _rivals
 from onnx_netadapt.ir import load
 from onnx_netadapt.ir.errors import BudgetError, InputError
 from onnx_netadapt.network import by_weight
@@ -16,11 +19,13 @@ from onnx_netadapt.options import Options
 from onnx_netadapt.passes.branches import with_branches
 from onnx_netadapt.passes.coupling import couple
 from onnx_netadapt.passes.plain_layers import with_layers
+from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.passes.sizes import Sizes
-from onnx_netadapt.pipeline import set_up
+from onnx_netadapt.pipeline import set_up, takes_depth
 from onnx_netadapt.profiler import Lut, Target, fill
 from onnx_netadapt.profiler.trace import node_id
 from onnx_netadapt.progress import Progress
+from onnx_netadapt.searching import searcher_of
 
 EXAMPLES = 120
 BUDGET = "macs=0.55x"
@@ -145,6 +150,49 @@ def test_a_network_without_a_branch_is_fine_tuned_like_any_other(files):
     found = na.adapt(files[0], BUDGET, data=str(files[1]), allow_depth=True, **options)
     assert found.report.finetune["history"][-1]["step"] == 4
     assert "branches" in found.report.plan
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "taken"),
+    [
+        ("0.5x", {}, True),
+        ("5ms", {"search": "mcd"}, True),
+        ("energy=0.5x", {}, True),
+        ("macs=0.5x", {}, False),
+        ("size=0.5x", {}, False),
+        ("macs=0.5x", {"allow_depth": True}, True),
+        ("0.5x", {"allow_depth": False}, False),
+        ("0.5x", {"published": True}, False),
+        ("0.5x", {"search": "multiplier"}, False),
+        ("0.5x", {"scoring": "masked"}, False),
+    ],
+)
+def test_branches_may_go_where_what_is_measured_is_budgeted_unless_the_user_says_otherwise(budget, options, taken):
+    run = SimpleNamespace(options=Options((budget,), **options), budgets=parse_budgets([budget]))
+    assert takes_depth(run, None) is taken
+    assert takes_depth(run, "a record of train-elastic") is bool(options.get("allow_depth"))
+
+
+def test_a_budget_of_latency_below_the_least_widths_is_met_by_branches_that_go(files, tmp_path):
+    """Four blocks of 16 channels on 12 x 12 pixels: what calling them takes does not shrink with their widths."""
+    options = {"data": str(files[1]), "finetune": "none", "min_keep": 0.9, "quiet": True}
+    found = na.adapt(files[0], "0.6x", best_effort=True, **options)
+    assert found.report.plan["branches"]
+    assert all(branch["id"].startswith("g") for branch in found.report.plan["branches"])
+    assert not any("--allow-depth" in warning for warning in found.report.warnings)
+
+
+def test_one_of_the_finalists_keeps_all_branches(files):
+    options = Options(budgets=(BUDGET,), data=str(files[1]), allow_depth=True, exclude=("g0",))
+    bench = set_up(files[0], options, "", Progress(quiet=True), "")
+    limits = bench.limits(bench.run.budgets)
+    searcher = searcher_of(bench.run, bench.narrowing, bench.cost, bench.choices, bench.scorer, limits, bench.samples)
+    widths = dict(bench.narrowing.full)
+    result = SearchResult(widths, bench.cost.measure(widths), ())
+    rivals = list(_rivals(bench.narrowing, searcher, result, []))
+    assert len([rival for rival in rivals if 0 not in rival.values()]) >= WHOLE
+    assert any(0 in rival.values() for rival in rivals)
+    assert len(rivals) <= MOST + WHOLE
 
 
 def test_a_model_without_branches_says_so(files, tmp_path):

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx_netadapt import evaluate
-from onnx_netadapt.evaluate import BATCH, LANES, Evaluator
+from onnx_netadapt.evaluate import BATCH, FIRST, LANES, Evaluator, Standing, race
 from onnx_netadapt.inputs import Data
 from onnx_netadapt.ir import load
 from onnx_netadapt.metrics import Metric, metric_of
@@ -33,11 +33,11 @@ def judged(original):
     return model
 
 
-def data_of(graph):
+def data_of(graph, count=COUNT):
     made = digits()
     port = graph.inputs[0].name
-    x, y = made.x[made.test[:COUNT]], made.y[made.test[:COUNT]]
-    return Data(COUNT, y, lambda at: {port: x[at]}, "digits")
+    x, y = made.x[made.test[:count]], made.y[made.test[:count]]
+    return Data(count, y, lambda at: {port: x[at]}, "digits")
 
 
 def whole(model, data):
@@ -132,3 +132,61 @@ def test_rows_share_no_batch_where_an_input_does_not_count_examples():
     scores = evaluator.score_rows(evaluator.runner(model), masks)
     assert scores[0] == pytest.approx(max(scores))
     assert scores[0] > scores[1] > scores[2]
+
+
+def worse(model, times):
+    """The model with its last weights times a factor: what it says is the same, and how sure it is of it is not."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    matrices = [tensor for tensor in found.graph.initializer if len(tensor.dims) == 2]
+    value = onnx.numpy_helper.to_array(matrices[-1]) * np.float32(times)
+    matrices[-1].CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), matrices[-1].name))
+    return found
+
+
+@pytest.mark.parametrize("room", [evaluate.REFERENCE_BYTES, 0])
+def test_what_is_clearly_behind_in_a_race_is_judged_on_the_first_examples_alone(original, judged, monkeypatch, room):
+    graph = load(original)
+    data = data_of(graph, len(digits().test))
+    monkeypatch.setattr(evaluate, "REFERENCE_BYTES", room)
+    evaluator = Evaluator(graph, data, np.arange(data.n), metric_of("kl"))
+    models = [judged, worse(original, 0.97), original]
+    found = race([(evaluator, model) for model in models])
+    alone = [evaluator.score(model) for model in models]
+    assert alone[0] < alone[1] < alone[2]
+    assert found[2] == Standing(alone[2], data.n)
+    assert found[0].examples == int(FIRST * data.n) // (BATCH // LANES) * (BATCH // LANES)
+    assert found[0].score < found[1].score < found[2].score
+    first = evaluator.on(np.arange(found[0].examples))
+    behind = first.score(original) - first.score(judged)
+    assert found[0].score == pytest.approx(alone[2] - behind)
+
+
+def test_what_is_not_clearly_behind_is_judged_on_all(original, judged):
+    graph = load(original)
+    data = data_of(graph, len(digits().test))
+    evaluator = Evaluator(graph, data, np.arange(data.n), metric_of("top1"))
+    models = [judged, worse(judged, 1.01), worse(judged, 0.99)]  # they say the same of all images, nearly
+    found = race([(evaluator, model) for model in models])
+    assert found == [Standing(evaluator.score(model), data.n) for model in models]
+
+
+@pytest.mark.parametrize("case", ["few", "whole"])
+def test_there_is_no_race_on_few_examples_nor_by_a_metric_of_the_whole_set(original, judged, case):
+    graph = load(original)
+    data = data_of(graph)
+    metric = metric_of("kl") if case == "few" else Metric("whole", False, whole=lambda outputs, _: outputs[0].mean())
+    evaluator = Evaluator(graph, data, np.arange(COUNT), metric)
+    found = race([(evaluator, original), (evaluator, judged)])
+    assert found == [Standing(evaluator.score(model), COUNT) for model in (original, judged)]
+
+
+def test_an_entrant_that_gives_no_numbers_comes_last(original, judged):
+    graph = load(original)
+    data = data_of(graph, len(digits().test))
+    evaluator = Evaluator(graph, data, np.arange(data.n), metric_of("kl"))
+    broken = worse(original, np.nan)
+    found = race([(evaluator, broken), (evaluator, judged)])
+    assert found[0].score == -np.inf
+    assert found[1] == Standing(evaluator.score(judged), data.n)
+    assert [own.score for own in race([(evaluator, broken), (evaluator, broken)])] == [-np.inf, -np.inf]

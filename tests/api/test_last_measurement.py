@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from onnx_netadapt import costs, pipeline
 from onnx_netadapt.budgets import parse_budgets
-from onnx_netadapt.costs import FINAL_ROUNDS, FINAL_SECONDS, LONG_PATIENCE, SLOW_MS, NetworkCost
+from onnx_netadapt.costs import AGAIN, LONG, ONCE, SLOW_MS, NetworkCost
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.passes.search import SearchResult
-from onnx_netadapt.pipeline import AGAIN_SECONDS, LOWER, _measured, _measured_warnings, _within
+from onnx_netadapt.pipeline import LOWER, _measured, _measured_warnings, _within
 from onnx_netadapt.profiler import Comparison, Latency
 
 
@@ -21,10 +21,10 @@ def told(before_ms, after_ms, ratio=None):
 
 class Cost:
     def __init__(self, *found):
-        self.found, self.seconds = list(found), []
+        self.found, self.asked = list(found), []
 
-    def final(self, model, seconds=FINAL_SECONDS):
-        self.seconds.append(seconds)
+    def final(self, model, rounds=LONG):
+        self.asked.append(rounds)
         return self.found.pop(0)
 
 
@@ -36,7 +36,7 @@ def run(budget):
 def test_a_model_within_its_budget_is_measured_once(budget):
     cost = Cost(told(10.0, 4.9))
     assert _within(run(budget), _measured(run(budget), cost, None))
-    assert len(cost.seconds) == 1
+    assert len(cost.asked) == 1
 
 
 @pytest.mark.parametrize("budget", ["0.5x", "5ms"])
@@ -46,7 +46,7 @@ def test_one_above_it_is_measured_once_more_at_length_and_that_decides(budget):
         found = _measured(run(budget), cost, None)
         assert found is second
         assert _within(run(budget), found) is met
-        assert cost.seconds == [FINAL_SECONDS, AGAIN_SECONDS]
+        assert cost.asked == [LONG, AGAIN]
 
 
 def test_one_that_was_disturbed_is_measured_once_more_only_above_it():
@@ -67,10 +67,10 @@ def test_one_nearer_to_it_than_its_error_is_measured_once_more():
 @pytest.mark.parametrize(
     ("resource", "start", "rounds"),
     [
-        ("latency", 1.0, FINAL_ROUNDS),
-        ("latency", SLOW_MS, FINAL_ROUNDS),
-        ("latency", 2 * SLOW_MS, 1),
-        ("macs", 1.0, 1),
+        ("latency", 1.0, AGAIN),
+        ("latency", SLOW_MS, AGAIN),
+        ("latency", 2 * SLOW_MS, ONCE),
+        ("macs", 1.0, ONCE),
     ],
 )
 def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, resource, start, rounds):
@@ -80,10 +80,9 @@ def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, re
     cost = object.__new__(NetworkCost)
     cost.start, cost.target, cost.feeds = told(start, start).reference, None, None
     cost.reference, cost.resources = None, (resource,)
-    cost.final(None, 0.7)
-    assert (asked["rounds"], asked["min_seconds"]) == (rounds, 0.7)
-    assert (asked["patience"] == LONG_PATIENCE) == (rounds == FINAL_ROUNDS)
-    assert 0 < asked["sure"] < 0.01
+    cost.final(None, AGAIN)
+    assert (asked["rounds"], asked["min_seconds"], asked["sure"]) == (rounds.most, rounds.seconds, rounds.sure)
+    assert (asked["min_runs"], asked["patience"]) == (rounds.runs, rounds.patience)
 
 
 class Found:
