@@ -85,6 +85,9 @@ class AdaptReport:
         ]
         if self.resolution:
             lines.append(f"  input    {self.resolution['said']}")
+        if gone := self.plan.get("branches"):
+            names = ", ".join(str(branch.get("sum") or branch.get("layer")) for branch in gone)
+            lines.append(f"  depth    {len(gone)} branches or layers went whole (--no-allow-depth keeps them): {names}")
         if self.before.score and self.after.score:
             kind = "by labels" if self.after.score.labelled else "compared with the original"
             lines.append(
