@@ -198,7 +198,8 @@ class Bencher:
         self.options = Options(
             budgets=(f"{self.resource}={budget}x",), data=case.data, report_data=case.report,
             preprocess=case.preprocess, seed=seed, finetune=f"steps={self.steps},batch={case.batch},patience=100",
-            step=0.25 if given.quick else None, downsample="never", lut=given.work / f"{case.name}.lut",
+            step=0.25 if given.quick else None, downsample="never", allow_depth=False,
+            lut=given.work / f"{case.name}.lut",
         )  # fmt: skip
         self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         self.bench = set_up(case.model, self.options, case.name, Progress(quiet=True), "")
@@ -270,7 +271,7 @@ class Bencher:
         from onnx_netadapt.pipeline import adapt
 
         search = "netadapt" if base.method == "ours" else "multiplier"
-        found = adapt(self.case.model, replace(self.options, search=search, downsample="auto"))
+        found = adapt(self.case.model, replace(self.options, search=search, downsample="auto", allow_depth=None))
         seconds, tuned = found.report.seconds, found.report.finetune
         spent, table = seconds.get("finetune", 0.0), seconds.get("table")
         rest, images = sum(seconds.get(phase, 0.0) for phase in PRUNING), int(tuned.get("images", 0))
