@@ -175,8 +175,8 @@ class Neighbour:
             self.machine.model("b", lambda: 15e5 * 0.7 if slow() else 5e5),
         )
 
-    def compare(self, pace: Pace, patience: float = 3.0) -> Comparison:
-        options = {"min_runs": 20, "min_seconds": 0.5, "sure": 0.0, "rounds": 1, "clocks": self.machine.clocks}
+    def compare(self, pace: Pace, patience: float = 3.0, rounds: int = 1, seconds: float = 0.5) -> Comparison:
+        options = {"min_runs": 20, "min_seconds": seconds, "sure": 0.0, "rounds": rounds, "clocks": self.machine.clocks}
         return measure_against(Reference(self.pair[0], pace), self.pair[1], Target(), patience=patience, **options)
 
 
@@ -205,6 +205,19 @@ def test_a_neighbour_on_the_same_core_is_waited_for() -> None:
     assert late.machine.wall > 2e9
     # negative control: where nothing is known of the reference, the neighbour decides
     assert Neighbour(for_two_seconds).compare(Pace()).ratio == pytest.approx(0.7)
+
+
+def test_where_no_undisturbed_moment_comes_few_rounds_are_asked_for() -> None:
+    def spent(beside: Callable[[int], bool]) -> tuple[Comparison, int]:
+        pace, machine = Pace(), Neighbour(beside)
+        Neighbour(never).compare(pace)
+        return machine.compare(pace, patience=1.0, rounds=100, seconds=0.05), machine.machine.wall
+
+    disturbed, waited = spent(always)
+    quiet, measured = spent(never)
+    assert (disturbed.disturbed, quiet.disturbed) == (True, False)
+    assert measured > 4e9  # two seconds of the faster model, for it is never sure enough
+    assert waited < 2.5e9  # a second of patience, and six rounds
 
 
 def test_bursts_beside_a_neighbour_are_left_out_of_what_is_told() -> None:
