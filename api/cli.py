@@ -60,7 +60,7 @@ AllowDepthOption = Annotated[
         "[for budgets of latency and energy]",
     ),
 ]
-MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of every width")]
+MinKeepOption = Annotated[float, typer.Option("--min-keep", help="least share of every width that stays")]
 
 
 @app.command(MAIN, help="The main job; `adapt` itself may be left out.")

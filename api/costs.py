@@ -1,7 +1,7 @@
 """What a network costs at given widths: estimates for the search, and measurements that decide."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import onnx
@@ -53,13 +53,13 @@ took 2.5, 1.8 and 1.8 s (medians of 30 in a busy hour, ResNet20 at 0.35 and 0.68
 0.4 and 0.5% where nothing disturbed them, and of 2.5, 1.9 and 2.0% in all.
 """
 
-AGAIN = Rounds(0.5, 6, 0.005, patience=6.0)
+AGAIN = Rounds(0.5, 6, 0.005, runs=40, patience=6.0)
 """A finished model once more, where its budget lies within the measurement's error or below it: one that counts as over
 the budget makes way for another that is trained anew.
 """
 
 ONCE = Rounds(0.25, 1, 0.01)
-"""A finished model that no budget waits for, or a slow one (of each there are 20 runs to a round, whatever they take).
+"""A finished model that no budget waits for. Of a slow one there is one round as well, of as many runs as elsewhere.
 """
 
 SLOW_MS = 50.0
@@ -199,8 +199,8 @@ class NetworkCost:
 
     def final(self, model: onnx.ModelProto, rounds: Rounds = LONG) -> Comparison:
         """The latency of a finished model beside the original's, in alternation."""
-        slow = self.start.median_ms > SLOW_MS
-        return self._against_original(model, rounds if "latency" in self.resources and not slow else ONCE)
+        rounds = rounds if "latency" in self.resources else ONCE
+        return self._against_original(model, replace(rounds, most=1) if self.start.median_ms > SLOW_MS else rounds)
 
     def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.

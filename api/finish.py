@@ -50,6 +50,8 @@ def finish(
         standings = race([(evaluator, model) for model in recovered.candidates.values()])
     scores = {name: own.score for name, own in zip(recovered.candidates, standings, strict=True)}
     behind = {n: own.examples for n, own in zip(scores, standings, strict=True) if own.examples < len(indices)}
+    if behind.pop(recovered.finished, None) is not None:  # trained students are compared with it
+        scores[recovered.finished] = evaluator.score(recovered.candidates[recovered.finished])
     judged = {"metric": evaluator.metric.name, "n": len(indices), "behind": behind}
     best = max(scores, key=lambda name: scores[name])
     model = recovered.candidates[best]

@@ -93,8 +93,8 @@ class Narrowing:
         chosen = selected_groups(self.coupling, exclude, only)
         depth, names = set(), {group.id for group in chosen}
         for branch in self.coupling.branches:
-            # a group that is to stay as it is must not follow one that does not
-            if all((a in names) == (b in names) for a, b in branch.tied):
+            # what is to stay as it is must neither go with a branch nor follow a group that does not
+            if branch.inside <= names and all((a in names) == (b in names) for a, b in branch.tied):
                 depth.add(branch.id)
         found = []
         for group in chosen:

@@ -433,6 +433,7 @@ def _samples(run: Run, full: Mapping[str, int], evaluator: Evaluator) -> SampleS
         "examples": len(evaluator.indices),
         "data": options.data,
         "seed": options.seed,
+        **({"allow_depth": True} if run.depth else {}),
     }
     return PredictorFile(Path(options.predictor), header, full)
 

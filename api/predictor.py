@@ -1,7 +1,8 @@
 """The file of `--predictor`: the samples that ChamNet's score predictor is made of, as JSON.
 
 The predictor itself follows from them in seconds. What a sample says does not depend on the target, so that one file
-serves every budget and every target of a model. Schema 1:
+serves every budget and every target of a model; where branches may go (`allow_depth`), one whose samples all keep them
+does not. Schema 1:
 
     {"schema_version": 1, "model_sha256": .., "metric": .., "scoring": .., "examples": .., "data": .., "seed": ..,
      "groups": {"g3": 96, ..}, "samples": [{"widths": {"g3": 48, ..}, "score": -0.21}, ..]}

@@ -35,7 +35,7 @@ from .target import Model, Target
 _BURST = 5
 _LONGEST_SECONDS = 4.0
 _SURE = 0.01  # relative error of a comparison below which it is not continued
-_DISTURBED_ROUNDS = 6  # and where no undisturbed moment came: more rounds do not show what disturbs them
+_DISTURBED_SECONDS = 0.5  # enough where no undisturbed moment came: more rounds do not show what disturbs them
 _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
 _FAST = 0.1  # share of the bursts that are the fast ones
 _TRIED = 2  # processors on which a reference is measured by itself
@@ -273,7 +273,7 @@ def measure_against(
             new, counted = (Samples(), Samples()), counted + 1
             found = _compared(*pair, clock)
             tired = counted >= _ROUNDS and pair[1].spent_ns > _LONGEST_SECONDS * 1e9 / 2
-            tired |= watch.given_up and counted >= _DISTURBED_ROUNDS
+            tired |= watch.given_up and counted >= _ROUNDS and pair[1].spent_ns > _DISTURBED_SECONDS * 1e9
             if found.error <= sure or counted >= rounds or tired:
                 break
         disturbed = watch.given_up or reference.pace.disturbed

@@ -158,9 +158,10 @@ def require_reachable(groups: Sequence[Choice], cost: Cost, budget: Mapping[str,
     missed = over(reachable, budget)
     if missed:
         parts = ", ".join(f"{name} {reachable[name]:.6g} (budget {limit:.6g})" for name, limit in missed.items())
+        deep = "" if any(group.widths[0] == 0 for group in groups) else "add --allow-depth, "
         raise BudgetError(
             f"the budget cannot be met: with every group at its smallest width the model still costs {parts}; "
-            "raise the budget, lower --min-keep, or see `inspect` for what cannot be pruned"
+            f"raise the budget, lower --min-keep, {deep}or see `inspect` for what cannot be pruned"
         )
 
 

@@ -184,6 +184,27 @@ def test_a_budget_of_latency_below_the_least_widths_is_met_by_branches_that_go(f
     assert not any("--allow-depth" in warning for warning in found.report.warnings)
 
 
+def test_a_branch_stays_where_a_group_within_it_is_to_stay():
+    """A bottleneck: the last product sums over the second group, and the first one would go with it."""
+    net = Net(seed=1)
+    x = net.op("Relu", net.conv(net.input(1, 3, 12, 12), 3, 16, kernel=(3, 3), pads=[1] * 4))
+    first = net.op("Relu", net.conv(x, 16, 8))
+    second = net.op("Relu", net.conv(first, 8, 8, kernel=(3, 3), pads=[1] * 4))
+    y = net.op("Relu", net.op("Add", net.conv(second, 8, 16), x))
+    model = net.output(net.conv(net.conv(y, 16, 8), 8, 6)).model()
+    narrowing = by_weight(with_branches(couple(load(model))))
+    (branch,) = narrowing.coupling.branches
+    (other,) = branch.inside - {branch.id}
+
+    def may_go(**told):
+        return any(choice.widths[0] == 0 for choice in narrowing.choices(None, 0.1, **told))
+
+    assert may_go()
+    assert not may_go(exclude=[other])
+    assert not may_go(only=[branch.id])
+    assert may_go(only=[branch.id, other])
+
+
 def test_one_of_the_finalists_keeps_all_branches(files):
     options = Options(budgets=(BUDGET,), data=str(files[1]), allow_depth=True, exclude=("g0",))
     bench = set_up(files[0], options, "", Progress(quiet=True), "")

@@ -190,3 +190,39 @@ def test_an_entrant_that_gives_no_numbers_comes_last(original, judged):
     assert found[0].score == -np.inf
     assert found[1] == Standing(evaluator.score(judged), data.n)
     assert [own.score for own in race([(evaluator, broken), (evaluator, broken)])] == [-np.inf, -np.inf]
+
+
+class Known:
+    """An entrant whose sums of each batch are known."""
+
+    def __init__(self, graph, sums):
+        self.graph, self.sums, self.asked = graph, [float(value) for value in sums], []
+        self.metric, self.indices = metric_of("kl"), np.arange(len(sums) * (BATCH // LANES))
+
+    def runner(self, model):
+        return None
+
+    def judged(self, run, start=0, stop=None):
+        self.asked.append((start, stop))
+        return self.sums[start:stop]
+
+    def mean(self, found):
+        assert found == self.sums  # each batch once, in order
+        mean = sum(found) / len(self.indices)
+        return mean if np.isfinite(mean) else -np.inf
+
+
+def test_where_the_leader_of_a_race_breaks_down_the_next_one_is_judged_after_all(original):
+    graph, batches = load(original), 40
+    broken = Known(graph, [0.0] * (batches - 1) + [np.nan])
+    behind, last = Known(graph, [-1.0] * batches), Known(graph, [-2.0] * batches)
+    found = race([(last, None), (broken, None), (behind, None)])
+    assert [own.score for own in found] == [pytest.approx(-3 / 8), -np.inf, pytest.approx(-1 / 8)]
+    assert found[2].examples == batches * (BATCH // LANES)
+    assert last.asked == [(0, batches // 4)]
+
+
+def test_few_batches_decide_nothing(original):
+    graph = load(original)
+    entrants = [Known(graph, [value] * 28) for value in (-1.0, -2.0)]  # a quarter of them are seven
+    assert race([(entrant, None) for entrant in entrants]) == [Standing(value, 28 * 8) for value in (-1 / 8, -2 / 8)]
