@@ -1,6 +1,6 @@
 """What a network costs at given widths: estimates for the search, and measurements that decide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -39,6 +39,13 @@ class Rounds:
     runs: int = 20
     patience: float = PATIENCE_SECONDS
 
+    def against(self, reference: Reference, run: Callable[[], object], target: Target) -> Comparison:
+        """The latency of `run`, and how many times that of `reference` it is."""
+        return measure_against(
+            reference, run, target,
+            min_runs=self.runs, min_seconds=self.seconds, rounds=self.most, sure=self.sure, patience=self.patience,
+        )  # fmt: skip
+
 
 STEP = Rounds(0.04, 12, 0.03, runs=10)
 """Networks of a search: measuring was half of the time of MobileNetV2 at 1%, which was seldom reached; the winner is
@@ -59,10 +66,10 @@ the budget makes way for another that is trained anew.
 """
 
 ONCE = Rounds(0.25, 1, 0.01)
-"""A finished model that no budget waits for. Of a slow one there is one round as well, of as many runs as elsewhere.
-"""
+"""A finished model that no budget waits for."""
 
 SLOW_MS = 50.0
+"""The last measurement of slower models has one round: of its runs there are as many, whatever they take."""
 
 AT_ONCE = 16
 """Fewer networks are estimated one by one, which remembers their parts: of a generation of `chamnet` few are new."""
@@ -192,10 +199,7 @@ class NetworkCost:
         return told.ratio * self.start.median_ms
 
     def _against_original(self, model: onnx.ModelProto, rounds: Rounds) -> Comparison:
-        return measure_against(
-            self.reference, runner(model, self.target, self.feeds), self.target, min_runs=rounds.runs,
-            min_seconds=rounds.seconds, rounds=rounds.most, sure=rounds.sure, patience=rounds.patience,
-        )  # fmt: skip
+        return rounds.against(self.reference, runner(model, self.target, self.feeds), self.target)
 
     def final(self, model: onnx.ModelProto, rounds: Rounds = LONG) -> Comparison:
         """The latency of a finished model beside the original's, in alternation."""

@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx_netadapt.costs import STEP
+from onnx_netadapt.costs import STEP, Rounds
 from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.finalists import EXAMPLES, ROWS, refitted, rescaler_of
 from onnx_netadapt.inputs import Feeds
@@ -38,7 +38,7 @@ from onnx_netadapt.passes.search.common import Widths
 from onnx_netadapt.passes.search.curves import pool_of
 from onnx_netadapt.passes.sizes import Sizes
 from onnx_netadapt.passes.targets import Targets
-from onnx_netadapt.profiler import Entry, Lut, measure_against, probe, runner
+from onnx_netadapt.profiler import Entry, Lut, probe, runner
 from onnx_netadapt.resolution import AUTO, InputSize, images_of, parse_downsample, sizes_inside, tried
 from onnx_netadapt.run import Run, first_examples, one_blas_thread
 from onnx_netadapt.searching import AIM
@@ -51,8 +51,8 @@ multiply-accumulates scored -0.27 at 24x24 and at 26x26, and -0.24 on the whole 
 TRIES = 5
 """Networks that are measured to find one of the budget's cost."""
 
-SURE = 0.03
-"""Ratios are measured until their error is below this: they tell sizes apart, and nothing is promised by them."""
+ROUNDS = Rounds(STEP.seconds, STEP.most, 0.03)
+"""Ratios tell sizes apart, and nothing is promised by them."""
 
 CLOSE = 1.02
 """A network of so many times the budget is near enough to be judged by."""
@@ -202,10 +202,7 @@ class _Excess:
         if known is not None:
             return known.statistic_us
         run = runner(model, self._run.target, feeds)
-        found = measure_against(
-            self._run.reference, run, self._run.target,
-            min_seconds=STEP.seconds, rounds=STEP.most, sure=SURE,
-        ).ratio  # fmt: skip
+        found = ROUNDS.against(self._run.reference, run, self._run.target).ratio
         if self._lut is not None:
             self._lut.add([Entry(key, {"type": "ratio"}, (found,))])
         return found

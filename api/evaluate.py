@@ -43,10 +43,10 @@ REFERENCE_BYTES = 400_000_000
 """Outputs of the original are kept up to this size, and worked out anew for each use beyond it."""
 
 
-def batch_size(graph: Graph) -> int:
+def batch_size(graph: Graph, most: int = BATCH) -> int:
     """The model's fixed batch size, or the one that is used when it takes any."""
     fixed = [port.dims[0] for port in graph.inputs if port.dims and port.dims[0] is not None]
-    return fixed[0] if fixed else BATCH
+    return fixed[0] if fixed else most
 
 
 def is_fixed(graph: Graph) -> bool:
@@ -64,7 +64,7 @@ def fixed_feeds(
 ) -> Iterator[tuple[Feeds, Array | None, int]]:
     """Batches with labels and the number of real examples; the last one is filled up where the batch size is fixed."""
     fixed = is_fixed(graph)
-    size = batch_size(graph) if fixed else most
+    size = batch_size(graph, most)
     for start in range(0, len(indices), size):
         at = indices[start : start + size]
         filled = np.resize(at, size) if fixed else at
@@ -276,7 +276,7 @@ def race(entrants: Sequence[tuple[Evaluator, onnx.ModelProto]]) -> list[Standing
     """
     lead = entrants[0][0]
     runs = [evaluator.runner(model) for evaluator, model in entrants]
-    size = batch_size(lead.graph) if is_fixed(lead.graph) else BATCH // LANES
+    size = batch_size(lead.graph, BATCH // LANES)
     stop = int(FIRST * len(lead.indices)) // size
     if lead.metric.whole is not None or stop < LEAST_BATCHES:
         stop = 0

@@ -5,7 +5,7 @@
    refit front to back repairs, counts too much. (ResNet20 at half the MACs: the network that scored worst of 18 in the
    search, -2.0 against -0.65, was the best of them after that refit, -0.20 against -0.25.)
 2. So the winner meets some networks of the same cost: a uniform one, and those of the error curves (FAMILIES); where
-   branches may go whole, also networks that keep all of them; where the input has sizes, also networks of the winner's
+   branches may go whole, also one that keeps all of them; where the input has sizes, also networks of the winner's
    size. What measures over the budget is trimmed to it first. Each is refitted front to back, its logits are rescaled,
    and it is judged on the selection set, all at the input size that it takes.
 3. The best one that is within the budget by a long measurement is taken, and what it leaves of the budget is spent. One
@@ -63,8 +63,8 @@ Kendall's tau with that was 0.71 and 0.43; 0.79 and 0.62 with all rows of 512, 0
 
 MOST = 4
 """Finalists beside the winner, the uniform one and those from elsewhere among them; twice as many where the input has
-sizes. The fifth was the best in none of twelve runs of ResNet20 (six budgets, two
-seeds), where the winner was in four, the uniform one in one and the others in three, two and two.
+sizes. The fifth was the best in none of twelve runs of ResNet20 (six budgets, two seeds), where the winner was in four,
+the uniform one in one and the others in three, two and two.
 """
 
 WHOLE = 1

@@ -101,7 +101,7 @@ class Sizes:
 
     def held(self, name: str) -> tuple[int, int]:
         """Parameters and multiply-accumulates that go when a whole group goes and all others stay."""
-        graph = self.coupling.graph
+        shapes = self.coupling.graph.shapes
         changed = self._changed(self.coupling.by_id[name].axes, {name: 0})
         params = sum(
             int(np.prod(shape)) - int(np.prod(changed[use]))
@@ -111,8 +111,8 @@ class Sizes:
         nodes = {index: node for use in changed for index, node in self._touching.get(use, {}).items()}
         macs = 0
         for node in nodes.values():
-            near = {name: graph.shapes[name] for name in (*node.inputs, *node.outputs) if name in graph.shapes}
-            macs += _node_macs(graph, node, near) - _node_macs(graph, node, near | changed)
+            near = {name: shapes[name] for name in (*node.inputs, *node.outputs) if name in shapes}
+            macs += self._node_macs(node, near) - self._node_macs(node, near | changed)
         return params, macs
 
     @cached_property
@@ -135,31 +135,33 @@ class Sizes:
 
     def node_macs(self, shapes: Mapping[str, Shape]) -> dict[int, int]:
         """Multiply-accumulates of every node that has any, by node index."""
-        counts = {index: self._node_macs(node, uses, shapes) for index, (node, uses) in self._computing.items()}
+        counts = {node.index: self._node_macs(node, shapes) for node in self._computing}
         return {index: count for index, count in counts.items() if count}
 
-    def _node_macs(self, node: Node, uses: list[tuple[str, str]], shapes: Mapping[str, Shape]) -> int:
+    def _node_macs(self, node: Node, shapes: Mapping[str, Shape]) -> int:
         """Those of one node, remembered by the shapes around it: two networks of a search differ in few."""
-        near = [shapes.get(use, shapes.get(name, ())) for use, name in uses], [shapes.get(n, ()) for n in node.outputs]
-        key = (node.index, *near[0], *near[1])
+        ins = [shapes.get(use, shapes.get(name, ())) for use, name in self._read[node.index]]
+        outs = [shapes.get(name, ()) for name in node.outputs]
+        key = (node.index, *ins, *outs)
         if key not in self._counted:
-            self._counted[key] = _macs_of(self.coupling.graph, node, *near, shapes)
+            self._counted[key] = _macs_of(self.coupling.graph, node, ins, outs, shapes)
         return self._counted[key]
 
     @cached_property
-    def _computing(self) -> dict[int, tuple[Node, list[tuple[str, str]]]]:
-        """The nodes that have multiply-accumulates, by index, with the analysis name and the name of each input."""
-        graph = self.coupling.graph
-        return {
-            node.index: (node, [(graph.use(node, slot), name) for slot, name in enumerate(node.inputs)])
-            for node in self._nodes
-            if _node_macs(graph, node, graph.shapes)
-        }
+    def _read(self) -> dict[int, list[tuple[str, str]]]:
+        """For each node, by index, the analysis name and the name of every input."""
+        use = self.coupling.graph.use
+        return {node.index: [(use(node, slot), name) for slot, name in enumerate(node.inputs)] for node in self._nodes}
+
+    @cached_property
+    def _computing(self) -> list[Node]:
+        """The nodes that have multiply-accumulates."""
+        return [node for node in self._nodes if self._node_macs(node, self.coupling.graph.shapes)]
 
     @cached_property
     def _weighing(self) -> list[Axis]:
         """The axes of the tensors that those nodes read and make."""
-        near = {name for node, uses in self._computing.values() for pair in (node.outputs, *uses) for name in pair}
+        near = {name for node in self._computing for pair in (node.outputs, *self._read[node.index]) for name in pair}
         return [axis for axis in self._axes if axis[0] in near or axis[0].rpartition("@")[0] in near]
 
     def params(self, widths: Mapping[str, int]) -> int:
@@ -180,11 +182,6 @@ class Sizes:
 
 def _given(node: Node) -> list[int]:
     return [slot for slot, name in enumerate(node.inputs) if name]
-
-
-def _node_macs(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> int:
-    ins = [shapes.get(graph.use(node, slot), shapes.get(name, ())) for slot, name in enumerate(node.inputs)]
-    return _macs_of(graph, node, ins, [shapes.get(name, ()) for name in node.outputs], shapes)
 
 
 def _macs_of(graph: Graph, node: Node, ins: list[Shape], outs: list[Shape], shapes: Mapping[str, Shape]) -> int:

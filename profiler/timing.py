@@ -272,8 +272,8 @@ def measure_against(
             _extend(pair, new)
             new, counted = (Samples(), Samples()), counted + 1
             found = _compared(*pair, clock)
-            tired = counted >= _ROUNDS and pair[1].spent_ns > _LONGEST_SECONDS * 1e9 / 2
-            tired |= watch.given_up and counted >= _ROUNDS and pair[1].spent_ns > _DISTURBED_SECONDS * 1e9
+            longest = _DISTURBED_SECONDS if watch.given_up else _LONGEST_SECONDS / 2
+            tired = counted >= _ROUNDS and pair[1].spent_ns > longest * 1e9
             if found.error <= sure or counted >= rounds or tired:
                 break
         disturbed = watch.given_up or reference.pace.disturbed
