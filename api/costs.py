@@ -71,9 +71,6 @@ ONCE = Rounds(0.25, 1, 0.01)
 SLOW_MS = 50.0
 """The last measurement of slower models has one round: of its runs there are as many, whatever they take."""
 
-AT_ONCE = 16
-"""Fewer networks are estimated one by one, which remembers their parts: of a generation of `chamnet` few are new."""
-
 COUNTED = 1 << 16
 """Counts that are kept: the error curves of one search ask for those of the same networks many times."""
 
@@ -115,8 +112,6 @@ class NetworkCost:
 
     def many(self, networks: Sequence[Mapping[str, int]]) -> list[dict[str, float]]:
         """Estimated costs of several networks: latencies of many take little longer than that of one."""
-        if len(networks) < AT_ONCE:
-            return [dict(self(widths)) for widths in networks]
         found = [
             {name: self._estimate(name, widths) for name in self.resources if name != "latency"} for widths in networks
         ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -188,6 +189,11 @@ class Evaluator:
     def score(self, model: onnx.ModelProto | bytes) -> float:
         """The metric's mean over the set; minus infinity when the model gives numbers that are not finite."""
         return self.mean(self.judged(self.runner(model)))
+
+    @cached_property
+    def original_score(self) -> float:
+        """The original's own score, from the outputs that all others are held against."""
+        return self.mean([*self._each(lambda batch: self._judged(batch.original, batch))])
 
     def judged(self, run: Runner, start: int = 0, stop: int | None = None) -> list[_Judged]:
         """What each batch from `start` to before `stop` adds to the score of a model."""

@@ -133,11 +133,12 @@ def report_evaluator(run: Run) -> Evaluator | None:
 
 def report_scores(run: Run, model: onnx.ModelProto) -> tuple[Score | None, Score | None]:
     """The original's and the model's score on the report set, each at its own input size."""
-    evaluator = report_evaluator(run.whole)
+    shared = run.whole.shared
+    evaluator = shared.judge = shared.judge or report_evaluator(run.whole)
     if evaluator is None:
         return None, None
     metric, n, labelled = evaluator.metric, len(run.report), evaluator.metric.labelled
-    before = evaluator.score(run.whole.graph.model)
+    before = evaluator.original_score
     if run.original is not None:
         evaluator = evaluator.seeing(run.report_data)
     return Score(metric.name, before, n, labelled), Score(metric.name, evaluator.score(model), n, labelled)

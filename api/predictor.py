@@ -15,12 +15,13 @@ from typing import Any
 
 from onnx_netadapt.ir.errors import InputError
 from onnx_netadapt.ir.write import write_atomically
+from onnx_netadapt.passes.search.surrogate import Surrogate
 
 SCHEMA_VERSION = 1
 
 
 class PredictorFile:
-    """Samples in a file that is whole at any moment; `widths` and `scores` go together.
+    """Samples in a file that is whole at any moment; `widths` and `scores` go together, `surrogate` is not written.
 
     A file of another model, metric or set of examples is refused (InputError): its scores mean something else.
     """
@@ -30,6 +31,7 @@ class PredictorFile:
         self._header = {"schema_version": SCHEMA_VERSION, **header, "groups": dict(groups)}
         self.widths: list[dict[str, int]] = []
         self.scores: list[float] = []
+        self.surrogate: Surrogate | None = None
         if path.exists():
             self._read()
 

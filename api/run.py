@@ -11,7 +11,7 @@ import onnx
 from onnx_netadapt.budgets import Budget, parse_budgets
 from onnx_netadapt.data import load_data
 from onnx_netadapt.energy import meter_of
-from onnx_netadapt.evaluate import Runner, batch_size, fixed_feeds
+from onnx_netadapt.evaluate import Evaluator, Runner, batch_size, fixed_feeds
 from onnx_netadapt.hooks import hooks_of
 from onnx_netadapt.inputs import Data, Feeds, Indices
 from onnx_netadapt.ir.errors import InputError
@@ -36,12 +36,22 @@ START_SECONDS = 0.5
 
 
 @dataclass(slots=True)
+class Shared:
+    """What is worked out once, however many budgets and input sizes there are: the original's `logits` on the first
+    calibration examples, for whoever rescales those of a network, and the `judge` of finished models.
+    """
+
+    logits: Goal | None = None
+    judge: Evaluator | None = None
+
+
+@dataclass(slots=True)
 class Run:
     """What a run has worked out so far; `outputs` are the original's for `feeds`.
 
     `reference` runs the original at its own input size, which everything is measured against; `start` is its latency.
-    `original` is the run at the model's own input size where this one is at another (`stages`); `logits` are the
-    original's, for whoever rescales those of a network; `depth` is whether branches and layers may go whole.
+    `original` is the run at the model's own input size where this one is at another (`stages`); `depth` is whether
+    branches and layers may go whole.
     """
 
     options: Options
@@ -62,8 +72,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     meter: Meter | None = None
     original: "Run | None" = None
-    logits: Goal | None = None
     depth: bool = False
+    shared: Shared = field(default_factory=Shared)
 
     @property
     def whole(self) -> "Run":
@@ -86,8 +96,8 @@ class Run:
     def goal(self) -> Goal:
         """The original's logits at its own input size, worked out once."""
         whole = self.whole
-        whole.logits = whole.logits or Goal(Teacher(whole.graph, whole.batches))
-        return whole.logits
+        whole.shared.logits = whole.shared.logits or Goal(Teacher(whole.graph, whole.batches))
+        return whole.shared.logits
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

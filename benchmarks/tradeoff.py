@@ -2,7 +2,7 @@
 
     python benchmarks/tradeoff.py --work DIR [--networks resnet20,...] [--budgets 0.7,0.5,0.35] [--seeds 0,1,2]
                                   [--methods ours,multiplier,...] [--steps 300] [--short 10] [--resource macs]
-                                  [--prepare] [--report-only [--machine TEXT]] [--quick]
+                                  [--epochs 30] [--prepare] [--report-only [--machine TEXT]] [--quick]
 
 Every row is one network, budget, method and seed. It is kept in DIR/rows.jsonl as soon as it is there, and not made
 again: a run that was stopped goes on where it was, and several may work for one DIR. DIR also keeps the MobileNetV1
@@ -102,15 +102,15 @@ class Row:
         return self.network, self.budget, self.method, self.seed, self.steps, self.resource, short
 
 
-def case_of(name: str, work: Path, quick: bool) -> Case:
-    """A network by name; files that it needs are made in the work folder."""
+def case_of(name: str, work: Path, quick: bool, epochs: int) -> Case:
+    """A network by name; files that it needs are made in the work folder, MobileNetV1 by so many epochs."""
     models, images = SHARED / "models", str(SHARED / "data" / "imagenet_sample")
     if name in ("resnet20", "resnet56"):
         train, test = cifar_files(work, "cifar10_lossless", QUICK if quick else None)
         return Case(name, models / f"derived_torch_cifar10_{name}.onnx", train, test, CIFAR, "top1", 128)
     if name == "mobilenet_v1":
         train, test = cifar_files(work, "cifar10", QUICK if quick else None)
-        return Case(name, mobilenet_v1(work, 1 if quick else 30), train, test, CIFAR, "top1", 128)
+        return Case(name, mobilenet_v1(work, epochs), train, test, CIFAR, "top1", 128)
     if name == "mobilenet_v2":
         model = models / "derived_mbv2_imagenet_dynamo_dequant.onnx"
         return Case(name, model, images, None, "imagenet,crop=1", "top1", 32)
@@ -477,6 +477,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--short", type=int, default=10, help="training steps of each proposal of the recipe")
+    parser.add_argument("--epochs", type=int, default=30, help="of training MobileNetV1 (30: 48 min on two cores)")
     parser.add_argument("--resource", choices=("latency", "macs"), default="latency")
     parser.add_argument("--out", type=Path, default=Path("docs/tradeoff.md"))
     parser.add_argument("--machine", default=_machine(), help="what the report calls the machine of the rows")
@@ -497,7 +498,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     store = given.work / "rows.jsonl"
     for network in () if given.report_only else given.networks.split(","):
-        case = case_of(network, given.work, given.quick)
+        case = case_of(network, given.work, given.quick, given.epochs)
         if not given.prepare:
             make_rows(case, given, store)
     if not given.prepare:

@@ -11,8 +11,8 @@
 3. Sums are calibrated against whole networks that were measured (`fit.Calibration`): profiling inflates the time of
    every node.
 4. A unit of a branch that was taken out (a group at width 0) is not there: its kind is "" and its time 0.
-5. Many networks are estimated at once, term by term, on arrays. A single estimate is a hundred dictionary reads: every
-   lookup is remembered by the widths that it depends on.
+5. Networks are estimated together, term by term, on arrays; what was looked up is remembered by the widths that the
+   term depends on, so that the networks of a search, which have most of those in common, take dictionary reads alone.
 """
 
 from collections import defaultdict
@@ -33,6 +33,9 @@ from .structure import Widths, digest_of, executed
 _ENOUGH = 8  # points from which a family's own trend is used
 _SOURCES = ("measured", "fitted", "extrapolated", "unknown")
 _MEASURED, _FITTED, _EXTRAPOLATED, _UNKNOWN = range(len(_SOURCES))
+
+_REMEMBERED, _LEAST_REMEMBERED = 400_000, 512
+"""Times that are remembered over all terms (some tens of megabytes), and of one term where there are very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +99,12 @@ class LatencyModel:
         self._calibrate()
 
     def _forget(self) -> None:
-        """Forgets looked-up times, of which the scalar `estimate` keeps one for each term and widths (rule 5)."""
+        """Forgets looked-up times (rule 5)."""
         groups = [self._groups_of(i) for i in range(len(self.plan.terms))]
         getters = [itemgetter(*names) if names else _nothing for names in groups]
         self._memory: list[tuple[Callable[[Widths], object], dict[object, tuple[float, int]]]]
         self._memory = [(get, {}) for get in getters]
+        self._room = max(_REMEMBERED // max(len(getters), 1), _LEAST_REMEMBERED)
 
     def _groups_of(self, index: int) -> tuple[str, ...]:
         """The groups that a term's time depends on: for a boundary, also those of the units around it."""
@@ -240,46 +244,40 @@ class LatencyModel:
             measured = [e.statistic_us / 1e3 for e in self._others]
             self._calibration = Calibration.of(Sums(told[:, 0], told[:, 1]), here, measured).alone()
             return
-        widths = self.plan.matrix([w for w, _ in known])
-        self._calibration = Calibration.of(self._sums(widths), self._places(widths), [ms for _, ms in known])
+        networks = [widths for widths, _ in known]
+        places = self._places(self.plan.matrix(networks))
+        self._calibration = Calibration.of(self._sums(networks), places, [ms for _, ms in known])
 
     def _places(self, widths: Ints) -> Floats:
         """Relative widths, scaled so that the distance of two places is the root mean square of their differences."""
         base = self.plan.matrix([self.plan.base])
         return np.asarray(widths / base / np.sqrt(max(len(self.plan.base), 1)), dtype=np.float64)
 
-    def _sums(self, widths: Ints) -> Sums:
-        total, count, known = np.full(len(widths), self._loose_us), np.zeros(len(widths)), _Guesses()
-        for i in range(len(self.plan.terms)):
-            found = self._times(i, widths, known)
-            total += found.us
-            count += found.executed
-        return Sums(np.asarray(total / 1e3), count)
-
-    def _sum(self, widths: Widths) -> Sums:
-        """The sums of one network, from what is remembered of its terms (rule 5)."""
-        full = widths if len(widths) == len(self.plan.base) else {**self.plan.base, **widths}
-        total, count, row, guesses = self._loose_us, 0, None, _Guesses()
+    def _sums(self, networks: Sequence[Widths]) -> Sums:
+        """The sums of networks: of every term what is remembered, or else its times in all of them (rule 5)."""
+        full = [widths if len(widths) == len(self.plan.base) else {**self.plan.base, **widths} for widths in networks]
+        total, rows, guesses = np.zeros((2, len(networks))), None, _Guesses()
         for i, (get, known) in enumerate(self._memory):
-            key = get(full)
-            told = known.get(key)
-            if told is None:
-                row = self.plan.matrix([full]) if row is None else row
-                found = self._times(i, row, guesses)
-                told = known[key] = (float(found.us[0]), int(found.executed[0]))
-            total += told[0]
-            count += told[1]
-        return Sums(np.asarray([total / 1e3]), np.asarray([count], dtype=np.float64))
+            keys = [get(widths) for widths in full]
+            if all(key in known for key in keys):
+                total += np.array([known[key] for key in keys]).T
+                continue
+            rows = self.plan.matrix(full) if rows is None else rows
+            found = self._times(i, rows, guesses)
+            total += np.array([found.us, found.executed])
+            if len(known) + len(keys) > self._room:
+                known.clear()
+            if len(keys) <= self._room:
+                known.update(zip(keys, zip(found.us.tolist(), found.executed.tolist(), strict=True), strict=True))
+        return Sums((total[0] + self._loose_us) / 1e3, total[1])
 
     def estimate(self, widths: Widths) -> float:
         """The expected latency in milliseconds; groups that are not named keep their base width."""
-        place = self._places(self.plan.matrix([widths]))
-        return float(self._calibration(self._sum(widths), place)[0])
+        return float(self.estimates([widths])[0])
 
-    def estimates(self, widths: Sequence[Widths]) -> Floats:
+    def estimates(self, networks: Sequence[Widths]) -> Floats:
         """The expected latencies (n,) of many networks at once, in milliseconds: far faster than one by one."""
-        rows = self.plan.matrix(widths)
-        return self._calibration(self._sums(rows), self._places(rows))
+        return self._calibration(self._sums(networks), self._places(self.plan.matrix(networks)))
 
     def explain(self, widths: Widths) -> Estimate:
         """The estimate with the time, kind and source of every part."""

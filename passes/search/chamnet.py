@@ -48,7 +48,7 @@ from .common import (
     over,
     require_reachable,
 )
-from .curves import Curves, Pool, summed_error
+from .curves import Curves, Pool, summed_errors
 from .genes import Genes
 from .genetic import evolve
 from .polish import polish
@@ -75,10 +75,11 @@ LEAST_ERROR = 1e-4
 
 
 class SampleStore(Protocol):
-    """Where samples are kept."""
+    """Where samples are kept, and the predictor that was made of them last."""
 
     widths: list[Widths]
     scores: list[float]
+    surrogate: Surrogate | None
 
     def add(self, networks: Sequence[Widths], scores: Sequence[float], /) -> None:
         """Keeps samples."""
@@ -90,6 +91,7 @@ class Samples:
 
     widths: list[Widths] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    surrogate: Surrogate | None = None
 
     def add(self, networks: Sequence[Widths], scores: Sequence[float], /) -> None:
         """Keeps samples."""
@@ -172,13 +174,14 @@ class _Hunt:
         self.genes = Genes(groups)
         self._costs: dict[tuple[int, ...], Costs] = {}
 
-    def encode(self, widths: Mapping[str, int]) -> list[float]:
-        """What the predictor sees of a network: its genes' features, and the logarithm of the summed errors."""
-        shares, full = self.genes.features(widths), full_widths(self.groups)
+    def encode(self, networks: Sequence[Mapping[str, int]]) -> Floats:
+        """What the predictor sees of networks: their genes' features, and the logarithm of the summed errors."""
+        full = full_widths(self.groups)
+        widths = {name: np.array([own.get(name, width) for own in networks]) for name, width in full.items()}
+        shares = self.genes.features(widths)
         if self.curves is None:
             return shares
-        errors = summed_error(self.curves, {name: widths.get(name, width) for name, width in full.items()})
-        return [*shares, float(np.log10(LEAST_ERROR + errors)) / 4]
+        return np.column_stack([shares, np.log10(LEAST_ERROR + summed_errors(self.curves, widths)) / 4])
 
     def estimate(self, widths: Widths) -> Costs:
         """The estimated costs, remembered within one budget."""
@@ -196,7 +199,7 @@ class _Hunt:
         pool = self._new(self._pool(start, goal)) if len(self.kept.scores) < most else []
         first = max(min(START, most) - len(self.kept.scores), 0)
         pool = self._take(pool, list(range(min(first, len(pool)))))
-        surrogate = self.fitted()
+        surrogate = self.fitted(self.kept.surrogate)  # of the budget before: its constants will do
         while len(self.kept.scores) < most and pool and surrogate.error > good_error:
             room = most - len(self.kept.scores)
             pool = self._take(pool, self._worth_scoring(pool, surrogate)[:room])
@@ -205,8 +208,9 @@ class _Hunt:
 
     def fitted(self, before: Surrogate | None = None) -> Surrogate:
         """The predictor from all samples, with the constants of another one where that is given."""
-        x, scores = np.array([self.encode(widths) for widths in self.kept.widths]), np.array(self.kept.scores)
-        return fit(x, scores) if before is None else refit(before, x, scores)
+        x, scores = self.encode(self.kept.widths), np.array(self.kept.scores)
+        self.kept.surrogate = fit(x, scores) if before is None else refit(before, x, scores)
+        return self.kept.surrogate
 
     def _pool(self, start: Costs, goal: Mapping[str, float]) -> list[Widths]:
         """Distinct networks between the least goal and the full cost, the original first."""
@@ -234,7 +238,7 @@ class _Hunt:
 
     def _worth_scoring(self, pool: list[Widths], surrogate: Surrogate) -> list[int]:
         """Places in the pool of what to explore and to exploit, in turns."""
-        mean, deviation = surrogate(np.array([self.encode(widths) for widths in pool]))
+        mean, deviation = surrogate(self.encode(pool))
         price = np.array([float(np.mean(list(self._relative(widths)))) for widths in pool])
         explore = np.argsort(-deviation, kind="stable")[:EXPLORE]
         exploit = np.argsort(-(mean - mean.min()) / price, kind="stable")[:EXPLOIT]
@@ -320,7 +324,7 @@ class _Hunt:
 
         def fitness(points: Floats) -> Floats:
             networks = self.genes.decode_all(points)
-            mean, deviation = surrogate(np.array([self.encode(widths) for widths in networks]))
+            mean, deviation = surrogate(self.encode(networks))
             excess = [
                 sum(max(0.0, own[name] / limit - 1) for name, limit in limits.items())
                 for own in self.estimates(networks)

@@ -25,6 +25,7 @@ POWERS = (0.5, 1.0, 2.0)
 """Errors are raised to these powers, one proposal for each: how much a large error in one place counts against many."""
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Curves = Mapping[str, Floats]
 """Errors of every width by group (`UnitOrder.error`)."""
 
@@ -34,6 +35,12 @@ Pool = Callable[[Mapping[str, float]], list[Widths]]
 def summed_error(curves: Curves, widths: Mapping[str, int]) -> float:
     """The errors of groups at their widths, added up (rule 1)."""
     return sum(float(curves[name][width]) for name, width in widths.items())
+
+
+def summed_errors(curves: Curves, widths: Mapping[str, Ints]) -> Floats:
+    """The same of several networks (n,), with the widths (n,) of each group."""
+    found: Floats = np.sum([curves[name][own] for name, own in widths.items()], axis=0)
+    return found
 
 
 def least_error(curves: Curves) -> Score:

@@ -28,6 +28,7 @@ PULL = 0.6
 """How far width genes are drawn to their common level."""
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 class Genes:
@@ -76,18 +77,19 @@ class Genes:
             *((choice.widths.index(widths[choice.id]) + 0.5) / len(choice.widths) for choice in self.apart),
         ]
 
-    def features(self, widths: Mapping[str, int]) -> list[float]:
-        """What a predictor sees of a network: for each width gene the mean share of the width that its groups keep, of
-        those that are there; for each branch whether it is there; for each gene apart the share of its largest value.
+    def features(self, widths: Mapping[str, Ints]) -> Floats:
+        """What a predictor sees of networks (n, len(self)) with these widths (n,) of each choice.
+
+        For each width gene the mean share of the width that its groups keep, of those that are there; for each branch
+        whether it is there; for each gene apart the share of its largest value.
         """
-        full = full_widths(self.choices)
-        share = {name: widths.get(name, width) / width for name, width in full.items()}
-        shares = [_mean([share[group.id] for group in members if share[group.id]]) for members in self.shared]
-        return [
-            *shares,
-            *(float(share[group.id] > 0) for group in self.branches),
+        share = {name: widths[name] / width for name, width in full_widths(self.choices).items()}
+        columns = [
+            *(_mean_of_present(np.array([share[group.id] for group in members])) for members in self.shared),
+            *((share[group.id] > 0).astype(float) for group in self.branches),
             *(share[choice.id] for choice in self.apart),
         ]
+        return np.stack(columns, axis=1)
 
     def spread(self, drawn: Floats) -> Floats:
         """Points (n, len(self)) made of uniform draws (n, self.draws): rule 4."""
@@ -104,16 +106,22 @@ def tied(groups: Sequence[Choice]) -> list[list[Choice]]:
     return [list(stage) for _, stage in groupby(groups, key=lambda group: group.widths[-1])]
 
 
-def _nearest(widths: Sequence[int], shares: Floats) -> NDArray[np.int64]:
+def _nearest(widths: Sequence[int], shares: Floats) -> Ints:
     """For every share (n,) of the way from the least width to the full one the nearest width."""
     every = np.asarray(widths, dtype=np.int64)
     wanted = every[0] + shares * (every[-1] - every[0])
-    found: NDArray[np.int64] = every[np.abs(every[None] - wanted[:, None]).argmin(axis=1)]
+    found: Ints = every[np.abs(every[None] - wanted[:, None]).argmin(axis=1)]
     return found
 
 
 def _place(widths: Sequence[int], width: int) -> float:
     return (width - widths[0]) / (widths[-1] - widths[0])
+
+
+def _mean_of_present(shares: Floats) -> Floats:
+    """For each network (n,) the mean of the shares (groups, n) above 0; 0 where nothing is left."""
+    found: Floats = shares.sum(axis=0) / np.maximum((shares > 0).sum(axis=0), 1)
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from onnx_netadapt import costs, run
-from onnx_netadapt.costs import AT_ONCE
 from onnx_netadapt.options import Options
 from onnx_netadapt.pipeline import set_up
 from onnx_netadapt.progress import Progress
@@ -32,10 +31,10 @@ def test_costs_of_several_networks_at_once_are_those_of_each(little):
     _with_table(cost, lambda widths: sum(widths.values()) / 7, base_ms=3.0, start_ms=6.0)
     cost.resources = ("macs", "latency", "params")
     rng = np.random.default_rng(0)
-    networks = [{c.id: int(rng.choice(c.widths)) for c in bench.choices} for _ in range(AT_ONCE)]
-    for some in (networks, networks[1:], []):
+    networks = [{c.id: int(rng.choice(c.widths)) for c in bench.choices} for _ in range(16)]
+    for some in (networks, []):
         assert cost.many(some) == [cost(widths) for widths in some]
-    assert len({found["latency"] for found in cost.many(networks)}) > AT_ONCE // 2
+    assert len({found["latency"] for found in cost.many(networks)}) > 8
 
 
 def test_a_table_that_was_filled_at_another_speed_is_told_at_the_run_s(little, monkeypatch):

@@ -57,6 +57,17 @@ def test_lanes_give_the_score_of_all_examples_at_once(original, judged):
 
 
 @pytest.mark.parametrize("room", [evaluate.REFERENCE_BYTES, 0])
+@pytest.mark.parametrize("name", ["top1", "kl"])
+def test_the_original_is_not_run_again_for_its_own_score(original, monkeypatch, room, name):
+    monkeypatch.setattr(evaluate, "REFERENCE_BYTES", room)
+    graph = load(original)
+    evaluator = Evaluator(graph, data_of(graph), np.arange(COUNT), metric_of(name))
+    wanted = evaluator.score(original)
+    monkeypatch.setattr(evaluator, "runner", "no model is opened for it")
+    assert evaluator.original_score == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("room", [evaluate.REFERENCE_BYTES, 0])
 def test_outputs_of_the_original_that_are_not_kept_are_made_again(original, judged, monkeypatch, room):
     graph = load(original)
     data = data_of(graph)

@@ -81,6 +81,18 @@ def test_a_second_budget_costs_a_few_rounds_of_ten_and_no_sampling(monkeypatch):
     assert score.calls - first <= 20 < first
 
 
+def test_the_next_budget_takes_the_predictor_s_constants_from_the_one_before(monkeypatch):
+    kept = Samples()
+    run({"latency": 900.0}, samples_kept=kept)
+    constants, before = kept.surrogate.process.kernel_, len(kept.scores)
+    monkeypatch.setattr(chamnet, "fit", "no constants are looked for")
+    assert not over(run({"latency": 500.0}, samples_kept=kept).measured, {"latency": 500.0})
+    assert kept.surrogate.process.kernel_ == constants
+    assert len(kept.surrogate.known) == len(kept.scores) > before  # and all samples count
+    with pytest.raises(TypeError):  # negative control
+        run({"latency": 500.0}, samples_kept=Samples(kept.widths, kept.scores))
+
+
 def test_samples_that_are_there_need_no_pool(monkeypatch):
     kept = Samples()
     run({"latency": 900.0}, samples_kept=kept)
@@ -293,3 +305,25 @@ def test_the_predictor_file_keeps_samples_and_refuses_another_model(tmp_path):
     path.write_text("[]")
     with pytest.raises(InputError, match="cannot be read"):
         PredictorFile(path, header, {"a": 20})
+
+
+def test_a_predictor_sees_of_many_networks_what_it_sees_of_each():
+    depth = [Choice("a", (0, 4, 8)), Choice("b", (4, 8)), *(Choice(f"c{n}", (4, 16)) for n in range(MOST_GENES))]
+    genes = Genes([*depth, Choice("size", (96, 128), apart=True)])
+    rng = np.random.default_rng(0)
+    networks = [{choice.id: int(rng.choice(choice.widths)) for choice in genes.choices} for _ in range(30)]
+    networks += [{name: 0 if name == "a" else width for name, width in own.items()} for own in networks[:2]]
+
+    def features(own):
+        full = {choice.id: choice.widths[-1] for choice in genes.choices}
+        share = {name: own[name] / full[name] for name in own}
+        there = [[share[group.id] for group in members if own[group.id]] for members in genes.shared]
+        bits = [float(own[group.id] > 0) for group in genes.branches]
+        return [*(sum(some) / len(some) if some else 0.0 for some in there), *bits, share["size"]]
+
+    assert len(genes.shared) < len(depth)
+    assert len(genes.branches) == 1
+    widths = {choice.id: np.array([own[choice.id] for own in networks]) for choice in genes.choices}
+    found = genes.features(widths)
+    assert found.shape == (len(networks), len(genes))
+    np.testing.assert_allclose(found, [features(own) for own in networks], rtol=1e-12)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 from onnx_netadapt.passes.search.common import Choice, full_widths
-from onnx_netadapt.passes.search.curves import pool_of
+from onnx_netadapt.passes.search.curves import pool_of, summed_error, summed_errors
 
 GROUPS = (Choice("a", (1, 2, 3, 4)), Choice("b", (2, 4, 6)), Choice("c", (1, 5)))
 
@@ -75,3 +75,11 @@ def test_costs_are_asked_for_at_once_where_the_cost_can():
     for limit in (14.0, 16.0, 22.0):
         assert found({"latency": limit}) == wanted({"latency": limit})
     assert cost.asked == (1 + sum(len(group.widths) for group in GROUPS),)  # and once for all limits and powers
+
+
+def test_errors_of_many_networks_are_those_of_each():
+    rng = np.random.default_rng(0)
+    curves = {name: np.sort(rng.random(9))[::-1] for name in "abc"}
+    widths = {name: rng.integers(0, 9, 20) for name in "abc"}
+    each = [summed_error(curves, {name: int(own[n]) for name, own in widths.items()}) for n in range(20)]
+    np.testing.assert_allclose(summed_errors(curves, widths), each, rtol=1e-12)

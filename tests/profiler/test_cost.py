@@ -23,6 +23,7 @@ from onnx_netadapt.profiler import (
     measure,
 )
 from onnx_netadapt.profiler import accuracy as accuracy_function
+from onnx_netadapt.profiler import cost as cost_module
 from onnx_netadapt.profiler import fill as fill_function
 from onnx_netadapt.profiler.capability import Capability, Survey
 from onnx_netadapt.profiler.plan import Plan
@@ -279,9 +280,27 @@ def test_many_networks_at_once_cost_what_they_cost_one_by_one(machine: Machine, 
     model = filled(lut)
     networks = [on_edges(seed) for seed in range(20)]
     networks += [random_widths(seed, lambda rng, _, w: int(rng.integers(5, w + 1))) for seed in range(20)]
-    assert model.estimates(networks) == pytest.approx([model.estimate(w) for w in networks])
+    apart = [filled(lut).estimate(w) for w in networks[::4]]  # models that have seen no other network
+    together = model.estimates(networks)
+    assert together[::4] == pytest.approx(apart)
+    assert model.estimates(networks[::-1]).tolist() == together[::-1].tolist()  # now remembered
     assert model.estimates([{}])[0] == model.estimate(NET.base())
     assert len(model.estimates([])) == 0
+
+
+def test_estimates_do_not_depend_on_how_many_times_are_remembered(
+    machine: Machine, lut: Lut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = [on_edges(seed) for seed in range(20)]
+    expected = filled(lut).estimates(networks).tolist()
+    for room in (3, len(networks)):  # fewer than are asked for, and as many
+        monkeypatch.setattr(cost_module, "_REMEMBERED", 0)
+        monkeypatch.setattr(cost_module, "_LEAST_REMEMBERED", room)
+        model = filled(lut)
+        for some in (networks, networks[:2], networks[5:9], networks):
+            model.estimates(some)
+            assert max(len(known) for _, known in model._memory) <= room
+        assert model.estimates(networks).tolist() == expected
 
 
 def test_shapes_that_do_not_follow_widths_linearly_are_asked_for(machine: Machine, lut: Lut) -> None:
