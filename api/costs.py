@@ -115,7 +115,7 @@ class NetworkCost:
         found = [
             {name: self._estimate(name, widths) for name in self.resources if name != "latency"} for widths in networks
         ]
-        if "latency" in self.resources:
+        if "latency" in self.resources and found:  # of a stage without a table none are asked for
             assert self.latency is not None
             for own, ms in zip(found, self.speed * self.latency.estimates(networks), strict=True):
                 own["latency"] = float(ms)

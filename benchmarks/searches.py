@@ -49,6 +49,15 @@ Kind = Callable[[dict[str, int], np.random.Generator], dict[str, int]]
 
 
 @dataclass(frozen=True)
+class Found:
+    """The reports of a search, loosest budget first, its wall seconds, and the number of budgets without a model."""
+
+    reports: list[dict[str, Any]]
+    wall: float
+    missed: int
+
+
+@dataclass(frozen=True)
 class Network:
     """A model file and the options that feed it."""
 
@@ -72,8 +81,8 @@ def network(name: str, folder: Path) -> Network:
     return Network(name, model, data)
 
 
-def run(net: Network, search: str, budgets: str, target: str, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """One run of the command line: the report of every budget, with the wall seconds of the whole run in the first."""
+def run(net: Network, search: str, budgets: str, target: str, seed: int, folder: Path) -> Found:
+    """One run of the command line."""
     stem = f"{net.name}_{search}_{seed}_{target.replace(':', '_').replace('=', '')}"
     lut = folder / f"{net.name}_{target.replace(':', '_')}.lut"
     options = [*net.options, "--finetune", "none", "--target", target, "--seed", str(seed), *SEARCHES[search]]
@@ -98,20 +107,21 @@ def run(net: Network, search: str, budgets: str, target: str, seed: int, folder:
     wall = time.monotonic() - began
     if done.returncode not in (0, 3):
         raise SystemExit(f"{stem}: exit code {done.returncode}\n{done.stderr}")
+    if done.returncode:
+        print(f"{stem} {budgets}: {done.stderr.strip()}", flush=True)
     written = sorted(folder.glob(f"{stem}.*report.json"))
     reports = [json.loads(path.read_text()) for path in written]
     for path in written:
         path.unlink()
     reports.sort(key=lambda report: -report["budgets"][0]["limit"])
-    reports[0]["wall"] = wall
-    return reports
+    return Found(reports, wall, len(budgets.split(",")) - len(reports))
 
 
-def runs(net: Network, search: str, budgets: str, target: str, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """The same from one run for each budget, their wall seconds added up."""
-    found = [run(net, search, budget, target, seed, folder)[0] for budget in budgets.split(",")]
-    found[0]["wall"] = sum(report["wall"] for report in found)
-    return found
+def runs(net: Network, search: str, budgets: str, target: str, seed: int, folder: Path) -> Found:
+    """The same from one run for each budget."""
+    each = [run(net, search, budget, target, seed, folder) for budget in budgets.split(",")]
+    reports = [report for found in each for report in found.reports]
+    return Found(reports, sum(found.wall for found in each), sum(found.missed for found in each))
 
 
 def proposals_of(report: dict[str, Any]) -> int:
@@ -128,17 +138,20 @@ def steps_to_budget(report: dict[str, Any]) -> int:
     return next(within, len(history))
 
 
-def line(net: Network, search: str, target: str, seed: int, reports: list[dict[str, Any]]) -> str:
+def line(net: Network, search: str, target: str, seed: int, found: Found) -> str:
     """The row of one run."""
-    last = reports[-1]
+    if not found.reports:
+        return f"| {net.name} | {target} | {search} | {seed} | - | no budget | - | - | - | {found.wall:.0f} | - |"
+    reports, last = found.reports, found.reports[-1]
     scores = ", ".join(f"{r['after']['score']['value']:.3f}" if r["after"]["score"] else "-" for r in reports)
     reached = ", ".join(f"{r['budgets'][0]['share']:.3f}{'' if r['met'] else ' (missed)'}" for r in reports)
+    reached += f", {found.missed} not reached" if found.missed else ""
     seconds = sum(r["seconds"].get("search", 0.0) for r in reports)
     tau = last["search"].get("predictor", {}).get("kendall")
     told = "-" if tau is None else f"{tau:.2f}"
     return (
         f"| {net.name} | {target} | {search} | {seed} | {scores} | {reached} | {steps_to_budget(last)} "
-        f"| {proposals_of(last)} | {seconds:.0f} | {reports[0]['wall']:.0f} | {told} |"
+        f"| {proposals_of(last)} | {seconds:.0f} | {found.wall:.0f} | {told} |"
     )
 
 
