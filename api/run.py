@@ -37,8 +37,8 @@ START_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Shared:
-    """What is worked out once, however many budgets and input sizes there are: the original's `logits` on the first
-    calibration examples, for whoever rescales those of a network, and the `judge` of finished models.
+    """What is worked out once for all budgets, at the original's own input size: its `logits` on the first calibration
+    examples, for whoever rescales those of a network, and the `judge` of finished models.
     """
 
     logits: Goal | None = None

@@ -48,6 +48,8 @@ NETWORKS = ("resnet20", "resnet56", "mobilenet_v1", "mobilenet_v2", "yolox")
 QUICK = 400
 """Images of each part with --quick."""
 
+EPOCHS = 30
+
 MEASURE_SECONDS = 0.5
 
 PRUNING = ("analysis", "statistics", "search", "finalists", "pruning", "recovery")
@@ -110,7 +112,8 @@ def case_of(name: str, work: Path, quick: bool, epochs: int) -> Case:
         return Case(name, models / f"derived_torch_cifar10_{name}.onnx", train, test, CIFAR, "top1", 128)
     if name == "mobilenet_v1":
         train, test = cifar_files(work, "cifar10", QUICK if quick else None)
-        return Case(name, mobilenet_v1(work, epochs), train, test, CIFAR, "top1", 128)
+        said = name if epochs == EPOCHS else f"{name} ({epochs} epochs)"
+        return Case(said, mobilenet_v1(work, epochs), train, test, CIFAR, "top1", 128)
     if name == "mobilenet_v2":
         model = models / "derived_mbv2_imagenet_dynamo_dequant.onnx"
         return Case(name, model, images, None, "imagenet,crop=1", "top1", 32)
@@ -477,7 +480,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--short", type=int, default=10, help="training steps of each proposal of the recipe")
-    parser.add_argument("--epochs", type=int, default=30, help="of training MobileNetV1 (30: 48 min on two cores)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of training MobileNetV1 (30: 48 min on two cores)")
     parser.add_argument("--resource", choices=("latency", "macs"), default="latency")
     parser.add_argument("--out", type=Path, default=Path("docs/tradeoff.md"))
     parser.add_argument("--machine", default=_machine(), help="what the report calls the machine of the rows")

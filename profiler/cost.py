@@ -12,7 +12,8 @@
    every node.
 4. A unit of a branch that was taken out (a group at width 0) is not there: its kind is "" and its time 0.
 5. Networks are estimated together, term by term, on arrays; what was looked up is remembered by the widths that the
-   term depends on, so that the networks of a search, which have most of those in common, take dictionary reads alone.
+   term depends on, so that the networks of a search, which have most of those in common, take little but dictionary
+   reads.
 """
 
 from collections import defaultdict
@@ -34,8 +35,8 @@ _ENOUGH = 8  # points from which a family's own trend is used
 _SOURCES = ("measured", "fitted", "extrapolated", "unknown")
 _MEASURED, _FITTED, _EXTRAPOLATED, _UNKNOWN = range(len(_SOURCES))
 
-_REMEMBERED, _LEAST_REMEMBERED = 400_000, 512
-"""Times that are remembered over all terms (some tens of megabytes), and of one term where there are very many."""
+_REMEMBERED, _LEAST_REMEMBERED = 400_000, 64
+"""Times that are remembered over all terms (about 70 MB), and of one term at least, where there are thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,19 +257,22 @@ class LatencyModel:
     def _sums(self, networks: Sequence[Widths]) -> Sums:
         """The sums of networks: of every term what is remembered, or else its times in all of them (rule 5)."""
         full = [widths if len(widths) == len(self.plan.base) else {**self.plan.base, **widths} for widths in networks]
-        total, rows, guesses = np.zeros((2, len(networks))), None, _Guesses()
+        total, rows, guesses, remembered = np.zeros((2, len(networks))), None, _Guesses(), []
         for i, (get, known) in enumerate(self._memory):
             keys = [get(widths) for widths in full]
             if all(key in known for key in keys):
-                total += np.array([known[key] for key in keys]).T
+                remembered.append([known[key] for key in keys])
                 continue
             rows = self.plan.matrix(full) if rows is None else rows
             found = self._times(i, rows, guesses)
             total += np.array([found.us, found.executed])
-            if len(known) + len(keys) > self._room:
+            fresh = dict(zip(keys, zip(found.us.tolist(), found.executed.tolist(), strict=True), strict=True))
+            if len(known) + len(fresh) > self._room:
                 known.clear()
-            if len(keys) <= self._room:
-                known.update(zip(keys, zip(found.us.tolist(), found.executed.tolist(), strict=True), strict=True))
+            if len(fresh) <= self._room:
+                known.update(fresh)
+        if remembered:
+            total += np.array(remembered).reshape(-1, len(networks), 2).sum(axis=0).T
         return Sums((total[0] + self._loose_us) / 1e3, total[1])
 
     def estimate(self, widths: Widths) -> float:

@@ -199,7 +199,10 @@ class _Hunt:
         pool = self._new(self._pool(start, goal)) if len(self.kept.scores) < most else []
         first = max(min(START, most) - len(self.kept.scores), 0)
         pool = self._take(pool, list(range(min(first, len(pool)))))
-        surrogate = self.fitted(self.kept.surrogate)  # of the budget before: its constants will do
+        before = self.kept.surrogate if len(self.kept.scores) >= most else None  # the last budget's, if there was one
+        surrogate = self.fitted(before)
+        if before is not None and surrogate.kendall < RELIABLE:
+            surrogate = self.fitted()
         while len(self.kept.scores) < most and pool and surrogate.error > good_error:
             room = most - len(self.kept.scores)
             pool = self._take(pool, self._worth_scoring(pool, surrogate)[:room])

@@ -57,12 +57,13 @@ def test_lanes_give_the_score_of_all_examples_at_once(original, judged):
 
 
 @pytest.mark.parametrize("room", [evaluate.REFERENCE_BYTES, 0])
-@pytest.mark.parametrize("name", ["top1", "kl"])
-def test_the_original_is_not_run_again_for_its_own_score(original, monkeypatch, room, name):
+def test_the_original_s_own_score_needs_no_other_session(judged, monkeypatch, room):
+    """`judged` stands in for the original: it does not get all examples right."""
     monkeypatch.setattr(evaluate, "REFERENCE_BYTES", room)
-    graph = load(original)
-    evaluator = Evaluator(graph, data_of(graph), np.arange(COUNT), metric_of(name))
-    wanted = evaluator.score(original)
+    graph = load(judged)
+    evaluator = Evaluator(graph, data_of(graph), np.arange(COUNT), metric_of("top1"))
+    wanted = evaluator.score(judged)
+    assert 0.2 < wanted < 0.99
     monkeypatch.setattr(evaluator, "runner", "no model is opened for it")
     assert evaluator.original_score == pytest.approx(wanted)
 

@@ -4,14 +4,19 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import onnx
 import onnx_netadapt as na
 import pytest
-from onnx_netadapt import cli
+from onnx_netadapt import cli, finish
 from onnx_netadapt.budgets import each_budget
 from onnx_netadapt.ir.errors import BudgetError, InputError
+from onnx_netadapt.options import Options
 from onnx_netadapt.passes.search import Step, frontier
+from onnx_netadapt.pipeline import set_up
+from onnx_netadapt.progress import Progress
+from onnx_netadapt.run import Shared
 from onnx_netadapt.sweep import row_of
 
 OPTIONS = {"finetune": "none", "min_keep": 0.25, "only": ("g1", "g3", "g5"), "search": "mcd"}
@@ -144,3 +149,17 @@ def test_lists_of_budgets():
     ):
         with pytest.raises(InputError, match=why):
             each_budget(texts)
+
+
+def test_the_original_is_judged_once_for_all_budgets(little, monkeypatch):
+    model, data = little
+    run = set_up(model, Options(("macs=0.5x",), data=data), "demo", Progress(quiet=True), "").run
+    scores = finish.report_scores(run, run.graph.model)
+    assert scores[0] == scores[1]
+    goal = run.goal
+    monkeypatch.setattr(finish, "report_evaluator", "nobody else is made to judge")
+    other = replace(run, budgets={}, warnings=[], seconds={})
+    assert finish.report_scores(other, run.graph.model) == scores
+    assert other.goal is goal
+    with pytest.raises(TypeError):  # negative control
+        finish.report_scores(replace(run, shared=Shared()), run.graph.model)

@@ -93,6 +93,16 @@ def test_the_next_budget_takes_the_predictor_s_constants_from_the_one_before(mon
         run({"latency": 500.0}, samples_kept=Samples(kept.widths, kept.scores))
 
 
+def test_constants_that_no_longer_order_the_samples_are_looked_for_anew(monkeypatch):
+    kept = Samples()
+    run({"latency": 900.0}, samples_kept=kept)
+    x = np.random.default_rng(0).random((30, kept.surrogate.process.X_train_.shape[1]))
+    kept.surrogate = fit(x, np.random.default_rng(1).random(30))  # of noise: it tells nothing apart
+    found = run({"latency": 500.0}, samples_kept=kept)
+    assert found.facts["predictor"]["kendall"] > 0.7
+    assert "fell_back" not in found.facts["predictor"]
+
+
 def test_samples_that_are_there_need_no_pool(monkeypatch):
     kept = Samples()
     run({"latency": 900.0}, samples_kept=kept)
