@@ -272,7 +272,7 @@ class LatencyModel:
             if len(fresh) <= self._room:
                 known.update(fresh)
         if remembered:
-            total += np.array(remembered).reshape(-1, len(networks), 2).sum(axis=0).T
+            total += np.array(remembered).reshape(len(remembered), len(networks), 2).sum(axis=0).T
         return Sums((total[0] + self._loose_us) / 1e3, total[1])
 
     def estimate(self, widths: Widths) -> float:
