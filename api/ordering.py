@@ -42,7 +42,7 @@ def ordered(run: Run) -> tuple[Narrowing, Statistics]:
     coupling = coupled(run)
     # BLAS threads and ONNX Runtime's would spin beside each other
     with run.progress.phase("statistics of the original") as report, run.timed("statistics"), one_blas_thread():
-        statistics = collect(coupling, run.batches, progress=report)
+        statistics = collect(coupling, run.batches, examples=len(run.calibration), progress=report)
         orders = order(coupling, statistics)
     run.warnings += list(getattr(statistics, "notes", ()))
     order_of = {name: found.order for name, found in orders.items()}

@@ -12,8 +12,9 @@ those more than REACH away, and of layers of more than MOST_COLUMNS, the mean al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,19 @@ from .branches import absorbed
 from .consumers import Consumer
 from .coupling import Branch, Coupling
 from .moments import Sums
-from .rows import Batches, Runner, columns_of, examples_in, outputs_of, pieces, positions, sample
+from .rows import (
+    Batches,
+    Feeds,
+    Runner,
+    added_up,
+    columns_of,
+    examples_in,
+    lanes_for,
+    outputs_of,
+    pieces,
+    positions,
+    sample,
+)
 
 EXAMPLES = 320
 HELD_OUT = 5
@@ -68,33 +81,29 @@ def branch_moments(
     if not coupling.branches:
         return {}
     graph = coupling.graph
-    pairs = _pairs(coupling, consumers)
-    spreads = {branch.id: (_Spread(branch.axis), _Spread(branch.axis)) for branch in coupling.branches}
+    takers = _takers(coupling, consumers)
+    size = sum(taker.bytes for taker in takers)
+    lanes = [_Lane(coupling, [_Regression.empty(taker) for taker in takers]) for _ in range(lanes_for(size))]
     ends = (name for branch in coupling.branches for name in (*_read(branch), graph.nodes[branch.total].outputs[0]))
-    taps = dict.fromkeys([*ends, *(pair.item.data for pair in pairs)])
+    taps = dict.fromkeys([*ends, *(taker.item.data for taker in takers)])
     runner = Runner(graph.model, tuple(taps))
-    rng = np.random.default_rng(seed)
+
+    def add(number: int, values: Feeds) -> None:
+        lanes[number % len(lanes)].add(values, np.random.default_rng((seed, number)))
+
+    for _ in added_up(_first(pieces(graph, batches, runner.taps), EXAMPLES), runner, add, len(lanes)):
+        pass
+    return reduce(_Lane.plus, lanes).moments()
+
+
+def _first(found: Iterable[Feeds], examples: int) -> Iterator[Feeds]:
+    """Pieces until they have so many examples."""
     seen = 0
-    for feeds in pieces(graph, batches, runner.taps):
-        values = runner(feeds)
-        for pair in pairs:
-            pair.add(values, rng)
-        for branch in coupling.branches:
-            spreads[branch.id][0].add(_given(values, branch), rng)
-            spreads[branch.id][1].add(values[graph.nodes[branch.total].outputs[0]], rng)
+    for feeds in found:
+        yield feeds
         seen += examples_in(feeds)
-        if seen >= EXAMPLES:
-            break
-    found = {}
-    for branch in coupling.branches:
-        output, total = spreads[branch.id]
-        own = [pair for pair in pairs if pair.branch is branch]
-        takeovers = {pair.item.node.index: pair.takeover() for pair in own}
-        left = min((pair.left(takeovers[pair.item.node.index]) for pair in own if pair.near), default=1.0)
-        amount, whole = output.variance(), total.variance()
-        share = amount / whole if whole > 0 else 0.0
-        found[branch.id] = BranchMoments(output.mean(), amount, share, left, takeovers)
-    return found
+        if seen >= examples:
+            return
 
 
 def _read(branch: Branch) -> tuple[str, ...]:
@@ -108,27 +117,28 @@ def _given(values: Mapping[str, Any], branch: Branch) -> Any:
     return found - values[branch.shortcut] if branch.plain else found
 
 
-def _pairs(coupling: Coupling, consumers: Sequence[Consumer]) -> list[_Pair]:
+def _takers(coupling: Coupling, consumers: Sequence[Consumer]) -> list[_Taker]:
     """The layers that can take over a branch when it goes, and up to REACH - 1 branches right before it as well."""
     graph = coupling.graph
     behind = {name: branch for branch in coupling.branches for name in _stream_behind(graph, branch)}
     items = {item.node.index: item for item in consumers if can_take_over(item)}
-    found: dict[tuple[int, str], _Pair] = {}
-    bytes_held = 0
+    found: dict[int, _Taker] = {}
     for reach in range(1, REACH + 1):
         for branch in coupling.branches:
             row = [branch]
             while len(row) < reach and row[-1].shortcut in behind:
                 row.append(behind[row[-1].shortcut])
             for index, what in absorbed(graph, consumers, row).items():
-                item = items.get(index)
-                if item is None or (index, branch.id) in found or branch not in what.branches:
+                item, channels = items.get(index), graph.shapes[branch.output][branch.axis]
+                if item is None or branch not in what.branches or item.map.out_axis != branch.axis:
                     continue
-                columns = item.channels * item.taps
-                bytes_held += 2 * 8 * columns**2
-                if columns <= MOST_COLUMNS and bytes_held <= SUMS_BYTES and item.map.out_axis == branch.axis:
-                    channels = graph.shapes[branch.output][branch.axis]
-                    found[index, branch.id] = _Pair.of(item, branch, channels, near=reach == 1)
+                taker = found.get(index, _Taker(item, channels))
+                if taker.channels != channels:
+                    continue
+                wider = taker if branch in taker.branches else taker.taking(branch, near=reach == 1)
+                held = sum(other.bytes for key, other in found.items() if key != index)
+                if wider.columns <= MOST_COLUMNS and held + wider.bytes <= SUMS_BYTES:
+                    found[index] = wider
     return list(found.values())
 
 
@@ -143,47 +153,86 @@ def _stream_behind(graph: Graph, branch: Branch) -> list[str]:
     return [graph.nodes[branch.total].outputs[0], *after]
 
 
-@dataclass(slots=True)
-class _Pair:
-    """A layer and a branch that it may take over; `near` when nothing else lies between."""
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    """A layer and the branches, of so many `channels` each, that it may take over; `near`: it is right before them."""
 
     item: Consumer
-    branch: Branch
-    near: bool
+    channels: int
+    branches: tuple[Branch, ...] = ()
+    near: frozenset[str] = frozenset()
+
+    @property
+    def columns(self) -> int:
+        """Inputs of the layer's product."""
+        return self.item.channels * self.item.taps
+
+    @property
+    def outputs(self) -> int:
+        """Channels of all branches."""
+        return len(self.branches) * self.channels
+
+    @property
+    def bytes(self) -> int:
+        """The size of a regression's sums."""
+        return 2 * 8 * self.columns * (self.columns + self.outputs)
+
+    def taking(self, branch: Branch, *, near: bool) -> _Taker:
+        """The same with a branch more."""
+        return replace(self, branches=(*self.branches, branch), near=self.near | ({branch.id} if near else set()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Regression:
+    """Sums over a taker's inputs, and over what its branches give one after the other; a part of the rows held out."""
+
+    taker: _Taker
     fitted: Sums
     held: Sums
 
     @classmethod
-    def of(cls, item: Consumer, branch: Branch, outputs: int, *, near: bool) -> _Pair:
-        """A pair without rows, of a branch with so many channels."""
-        fitted, held = (Sums.empty(1, outputs, item.channels * item.taps) for _ in range(2))
-        return cls(item, branch, near, fitted, held)
+    def empty(cls, taker: _Taker) -> _Regression:
+        """Sums over no rows."""
+        fitted, held = (Sums.empty(1, taker.outputs, taker.columns) for _ in range(2))
+        return cls(taker, fitted, held)
+
+    def plus(self, other: _Regression) -> _Regression:
+        """The sums over the rows of both."""
+        return _Regression(self.taker, self.fitted.plus(other.fitted), self.held.plus(other.held))
 
     def add(self, values: Mapping[str, Any], rng: np.random.Generator) -> None:
         """Takes sampled rows of a piece."""
-        tensor, window = values[self.item.data], self.item.window
-        places = sample(positions(window, tensor.shape), self.item.channels * self.item.taps, rng)
+        tensor, window = values[self.taker.item.data], self.taker.item.window
+        places = sample(positions(window, tensor.shape), self.taker.columns, rng)
         u = columns_of(tensor, window, places)
-        f = outputs_of(_given(values, self.branch), self.branch.axis, 1, places)
+        given = [outputs_of(_given(values, branch), branch.axis, 1, places) for branch in self.taker.branches]
+        f = np.concatenate(given, axis=2)
         split = u.shape[1] - u.shape[1] // HELD_OUT
         self.fitted.add(u[:, :split], f[:, :split])
         self.held.add(u[:, split:], f[:, split:])
 
-    def takeover(self) -> Takeover:
-        """The regression of the module's docstring."""
+    def takeovers(self) -> dict[str, tuple[Takeover, float]]:
+        """The regressions of the module's docstring by branch, and the share of its variance that each leaves."""
         (uu,), (fu,), _ = self.fitted.centred()
         damped = uu + np.eye(len(uu)) * (RIDGE * float(np.trace(uu)) / len(uu) or 1.0)
         matrix = np.linalg.solve(damped, fu.T).T
-        return Takeover(matrix, self.fitted.goal()[0] - matrix @ self.fitted.inputs.mean()[0])
+        bias = self.fitted.goal()[0] - matrix @ self.fitted.inputs.mean()[0]
+        rest, whole = _unexplained(self.held, matrix)
+        found = {}
+        for place, branch in enumerate(self.taker.branches):
+            own = slice(place * self.taker.channels, (place + 1) * self.taker.channels)
+            lost, all_of_it = float(rest[own].sum()), float(whole[own].sum())
+            left = float(np.clip(lost / all_of_it, 0.0, 1.0)) if all_of_it > 0 else 1.0
+            found[branch.id] = Takeover(matrix[own], bias[own]), left
+        return found
 
-    def left(self, found: Takeover) -> float:
-        """The share of the branch's variance that it leaves on examples held out."""
-        if not self.held.inputs.count:
-            return 1.0
-        (uu,), (fu,), squares = self.held.centred()
-        d, ff = found.matrix, float(squares.sum())
-        rest = ff - 2 * float(np.vdot(d, fu)) + float(np.vdot(d @ uu, d))
-        return float(np.clip(rest / ff, 0.0, 1.0)) if ff > 0 else 1.0
+
+def _unexplained(held: Sums, matrix: Floats) -> tuple[Floats, Floats]:
+    """The variance of each output that a matrix leaves on rows held out, and all of it; (outputs,) each."""
+    if not held.inputs.count:
+        return np.zeros(len(matrix)), np.zeros(len(matrix))
+    (uu,), (fu,), (squares,) = held.centred()
+    return squares - 2 * (matrix * fu).sum(axis=1) + ((matrix @ uu) * matrix).sum(axis=1), squares
 
 
 @dataclass(slots=True)
@@ -202,6 +251,11 @@ class _Spread:
         self.count += len(rows)
         self.total, self.squares = self.total + rows.sum(axis=0), self.squares + (rows**2).sum(axis=0)
 
+    def plus(self, other: _Spread) -> _Spread:
+        """Over the positions of both."""
+        counts = self.count + other.count
+        return _Spread(self.axis, counts, self.total + other.total, self.squares + other.squares)
+
     def mean(self) -> Floats:
         """By channel."""
         return np.asarray(self.total / self.count, dtype=np.float64)
@@ -209,3 +263,41 @@ class _Spread:
     def variance(self) -> float:
         """Summed over the channels."""
         return float(np.sum(self.squares / self.count - self.mean() ** 2))
+
+
+class _Lane:
+    """What one lane sums up: regressions, and by branch the spread of what it gives and of the sum it goes into."""
+
+    def __init__(self, coupling: Coupling, regressions: list[_Regression]) -> None:
+        self.coupling, self.regressions = coupling, regressions
+        self.spreads = {branch.id: (_Spread(branch.axis), _Spread(branch.axis)) for branch in coupling.branches}
+
+    def add(self, values: Mapping[str, Any], rng: np.random.Generator) -> None:
+        """Takes sampled rows and positions of a piece."""
+        for regression in self.regressions:
+            regression.add(values, rng)
+        for branch in self.coupling.branches:
+            given, total = self.spreads[branch.id]
+            given.add(_given(values, branch), rng)
+            total.add(values[self.coupling.graph.nodes[branch.total].outputs[0]], rng)
+
+    def plus(self, other: _Lane) -> _Lane:
+        """What both have seen."""
+        both = zip(self.regressions, other.regressions, strict=True)
+        found = _Lane(self.coupling, [own.plus(its) for own, its in both])
+        for branch, (given, total) in self.spreads.items():
+            found.spreads[branch] = given.plus(other.spreads[branch][0]), total.plus(other.spreads[branch][1])
+        return found
+
+    def moments(self) -> dict[str, BranchMoments]:
+        """The moments of every branch."""
+        taken = [(regression.taker, regression.takeovers()) for regression in self.regressions]
+        found = {}
+        for branch in self.coupling.branches:
+            given, total = self.spreads[branch.id]
+            own = {taker.item.node.index: what[branch.id][0] for taker, what in taken if branch.id in what}
+            near = [what[branch.id][1] for taker, what in taken if branch.id in taker.near]
+            amount, whole = given.variance(), total.variance()
+            share = amount / whole if whole > 0 else 0.0
+            found[branch.id] = BranchMoments(given.mean(), amount, share, min(near, default=1.0), own)
+        return found

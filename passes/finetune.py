@@ -40,7 +40,7 @@ Validate = Callable[[onnx.ModelProto], float]
 Finish = Callable[[onnx.ModelProto], onnx.ModelProto]
 Progress = Callable[[int, int, str], None]
 
-CHECKS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+CHECKS = (1 / 8, 1 / 4, 3 / 4)
 """Shares of the steps after which the student is judged, and at the end, unless the settings say otherwise: the first
 two tell whether there is hope (rule 5). Eight checks were a third of the time of training ResNet20 by a hundred steps,
 and the best student was one of the last two.

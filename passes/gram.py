@@ -59,36 +59,44 @@ class Statistics:
     cache: OrderedDict[Any, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
 
 
-def collect(coupling: Coupling, batches: Batches, *, progress: Progress | None = None, seed: int = 0) -> Statistics:
+def collect(
+    coupling: Coupling,
+    batches: Batches,
+    *,
+    examples: int | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Statistics:
     """The statistics of one pass of the original model over the batches (feeds by input name).
 
-    Raises TargetError when ONNX Runtime cannot run the model.
+    Who knows how many `examples` these have spares rows that tell nothing new (`rows`, rule 2). Raises TargetError when
+    ONNX Runtime cannot run the model.
     """
     graph = coupling.graph
     consumers = consumers_of(coupling)
     wanted = {item.key: item for items in consumers.by_group.values() for item in items}
     moments: dict[Key, Moments] = {}
-    examples = 0
+    seen = 0
     for chunk in _chunks(graph, list(wanted)):
-        reader = _Reader(graph, {key: wanted[key] for key in chunk}, seed)
-        examples = 0
+        reader = _Reader(graph, {key: wanted[key] for key in chunk}, examples, seed)
+        seen = 0
         found = pieces(graph, batches, reader.runner.taps)
         for count in added_up(found, reader.run, reader.add, len(reader.lanes)):
-            examples += count
+            seen += count
             if progress is not None:
-                progress(examples, 0, "reading activations")
+                progress(seen, 0, "reading activations")
         moments |= reader.moments()
     notes = [note for key in wanted if (note := _poor(wanted[key], moments[key]))]
     parts = _parts_of_sums(graph, consumers, batches)
     branches = branch_moments(coupling, consumers.all, batches, seed)
-    return Statistics(consumers, moments, examples, (*consumers.notes, *notes), parts, branches)
+    return Statistics(consumers, moments, seen, (*consumers.notes, *notes), parts, branches)
 
 
 class _Reader:
     """Takes the moments of some column sets from pieces, in lanes."""
 
-    def __init__(self, graph: Graph, wanted: Mapping[Key, Consumer], seed: int) -> None:
-        self.wanted, self.seed = wanted, seed
+    def __init__(self, graph: Graph, wanted: Mapping[Key, Consumer], examples: int | None, seed: int) -> None:
+        self.wanted, self.examples, self.seed = wanted, examples, seed
         self.runner = Runner(graph.model, tuple(dict.fromkeys(name for name, _ in wanted)))
         size = sum(8.0 * item.window.groups * item.columns**2 for item in wanted.values())
         self.lanes = [
@@ -106,7 +114,7 @@ class _Reader:
         rng = np.random.default_rng((self.seed, number))
         for key, item in self.wanted.items():
             tensor = values[key[0]]
-            places = sample(positions(key[1], tensor.shape), item.columns, rng)
+            places = sample(positions(key[1], tensor.shape), item.columns, rng, examples=self.examples)
             moments[key].add(columns_of(tensor, key[1], places))
         return examples
 

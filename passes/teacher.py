@@ -75,6 +75,7 @@ def runner(model: onnx.ModelProto, names: Sequence[str], fixed: int | None) -> C
     probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch works in turn with it
     try:
         session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -23,7 +23,7 @@ MAY_IMPORT = {  # DESIGN, section 2; a room always may import itself
     "api": {"ir", "passes", "profiler", "models"},
 }
 HEAVY = {"torch", "onnxruntime", "scipy", "sklearn", "matplotlib"}
-IR_PACKAGES = {"numpy", "onnx", "onnx_graphsurgeon", "google"}  # google.protobuf: how onnx reports a damaged file
+IR_PACKAGES = {"numpy", "onnx", "google"}  # google.protobuf: how onnx reports a damaged file
 IR_PACKAGES_INSIDE_FUNCTIONS = IR_PACKAGES | {"onnxruntime"}
 PACKAGE = "onnx_netadapt"
 SKIPPED = {"build", "dist", "demo", "__pycache__"}

@@ -13,12 +13,16 @@ from oracle import difference, feeds_for, planted, run
 
 
 def quantized_behind(norm: str, opset: int) -> Graph:
-    """A normalised stream of 7 channels, rounded over its own range: the range must not see removed channels."""
+    """A normalised stream of 7 channels, rounded over its own range: the range must not see removed channels.
+
+    Weights of 7 bits: two products of a byte with more of them overflow the 16 bits that ONNX Runtime adds them in on
+    processors without dot products of bytes, and which two it adds depends on the channels that are there.
+    """
     net = Net(opset)
     x = net.op("Relu", net.dense(net.input(2, 5, 3), 3, 7))
     weights = [net.positive(7), net.weight(7)] if norm == "LayerNormalization" else [net.positive(7)]
     bytes_, scale, zero = net.ops("DynamicQuantizeLinear", net.op(norm, x, *weights), count=3)
-    stored = net.const(net.rng.integers(-99, 99, (7, 13)), np.int8)
+    stored = net.const(net.rng.integers(-63, 64, (7, 13)), np.int8)
     y = net.op("Cast", net.op("MatMulInteger", bytes_, stored, zero), to=1)
     return load(net.output(net.op("Mul", y, scale)).model(), shapes=net.shapes)
 
@@ -44,7 +48,7 @@ def test_what_is_not_zero_at_zero_has_no_cut() -> None:
     net = Net()
     x = net.op("Sigmoid", net.dense(net.input(2, 5, 3), 3, 7))
     bytes_, scale, zero = net.ops("DynamicQuantizeLinear", x, count=3)
-    stored = net.const(net.rng.integers(-99, 99, (7, 13)), np.int8)
+    stored = net.const(net.rng.integers(-63, 64, (7, 13)), np.int8)
     y = net.op("Cast", net.op("MatMulInteger", bytes_, stored, zero), to=1)
     coupling = couple(load(net.output(net.op("Mul", y, scale)).model(), shapes=net.shapes))
     assert coupling.groups == ()

@@ -236,10 +236,10 @@ def test_steps_are_those_of_adam_times_the_size_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("steps", "looked"),
     [
-        (100, [13, 25, 50, 75, 100]),
-        (400, [50, 100, 200, 300, 400]),
+        (100, [13, 25, 75, 100]),
+        (400, [50, 100, 300, 400]),
         (12, [10, 12]),
-        (10_000, [1250, 2500, 5000, 7500, 10_000]),
+        (10_000, [1250, 2500, 7500, 10_000]),
     ],
 )
 def test_a_student_is_judged_at_shares_of_the_steps(steps: int, looked: list[int]) -> None:
