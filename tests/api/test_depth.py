@@ -11,7 +11,7 @@ from net import Net
 from onnx import numpy_helper
 from onnx_netadapt import cli
 from onnx_netadapt.budgets import parse_budgets
-from onnx_netadapt.finalists import MOST, WHOLE, _rivals
+from onnx_netadapt.finalists import FEWEST, MOST, WHOLE, _rivals
 from onnx_netadapt.ir import load
 from onnx_netadapt.ir.errors import BudgetError, InputError
 from onnx_netadapt.network import by_weight
@@ -205,17 +205,27 @@ def test_a_branch_stays_where_a_group_within_it_is_to_stay():
     assert may_go(only=[branch.id, other])
 
 
-def test_one_of_the_finalists_keeps_all_branches(files):
-    options = Options(budgets=(BUDGET,), data=str(files[1]), allow_depth=True, exclude=("g0",))
+def rivals_of(files, search):
+    options = Options(budgets=(BUDGET,), data=str(files[1]), allow_depth=True, exclude=("g0",), search=search)
     bench = set_up(files[0], options, "", Progress(quiet=True), "")
     limits = bench.limits(bench.run.budgets)
     searcher = searcher_of(bench.run, bench.narrowing, bench.cost, bench.choices, bench.scorer, limits, bench.samples)
     widths = dict(bench.narrowing.full)
     result = SearchResult(widths, bench.cost.measure(widths), ())
-    rivals = list(_rivals(bench.narrowing, searcher, result, []))
+    return list(_rivals(bench.narrowing, searcher, result, []))
+
+
+def test_one_of_the_finalists_keeps_all_branches(files):
+    rivals = rivals_of(files, "netadapt")
     assert len([rival for rival in rivals if 0 not in rival.values()]) >= WHOLE
     assert any(0 in rival.values() for rival in rivals)
     assert len(rivals) <= MOST + WHOLE
+
+
+def test_what_a_predictor_found_meets_the_first_of_the_curves_networks(files):
+    rivals, all_of_them = rivals_of(files, "chamnet"), rivals_of(files, "netadapt")
+    assert 0 < len(rivals) <= FEWEST
+    assert rivals == all_of_them[: len(rivals)]
 
 
 def test_a_model_without_branches_says_so(files, tmp_path):
