@@ -320,7 +320,8 @@ def test_shapes_that_do_not_follow_widths_linearly_are_asked_for(machine: Machin
         assert model.estimate({"stem": stem}) == pytest.approx(model.estimate(even({"stem": stem})), rel=0.02)
 
 
-def test_a_real_machine_gives_estimates_of_the_right_order() -> None:
+def test_a_real_machine_gives_estimates_of_the_right_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fill_module, "_HOPELESS", math.inf)  # the order is right however noisy the machine
     net = MobileNet(side=96)
     with Lut.open(":memory:", Target().fingerprint()) as table:
         network = net.network(STAIR)
