@@ -12,7 +12,7 @@ those more than REACH away, and of layers of more than MOST_COLUMNS, the mean al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -31,7 +31,7 @@ from .rows import (
     Runner,
     added_up,
     columns_of,
-    examples_in,
+    first_pieces,
     lanes_for,
     outputs_of,
     pieces,
@@ -91,19 +91,9 @@ def branch_moments(
     def add(number: int, values: Feeds) -> None:
         lanes[number % len(lanes)].add(values, np.random.default_rng((seed, number)))
 
-    for _ in added_up(_first(pieces(graph, batches, runner.taps), EXAMPLES), runner, add, len(lanes)):
+    for _ in added_up(first_pieces(pieces(graph, batches, runner.taps), EXAMPLES), runner, add, len(lanes)):
         pass
     return reduce(_Lane.plus, lanes).moments()
-
-
-def _first(found: Iterable[Feeds], examples: int) -> Iterator[Feeds]:
-    """Pieces until they have so many examples."""
-    seen = 0
-    for feeds in found:
-        yield feeds
-        seen += examples_in(feeds)
-        if seen >= examples:
-            return
 
 
 def _read(branch: Branch) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from .rows import (
     added_up,
     columns_of,
     examples_in,
+    first_pieces,
     lanes_for,
     pieces,
     positions,
@@ -129,14 +130,10 @@ def _parts_of_sums(graph: Graph, consumers: Consumers, batches: Batches) -> dict
     sums = {item.node.index: found for item in consumers.all if (found := summed_branch(graph, item)) is not None}
     runner = Runner(graph.model, tuple(dict.fromkeys(name for pair in sums.values() for name in pair)))
     spreads: dict[str, list[Floats]] = {}
-    seen = 0
-    for feeds in pieces(graph, batches, runner.taps) if sums else ():
+    for feeds in first_pieces(pieces(graph, batches, runner.taps), SPREAD_EXAMPLES) if sums else ():
         for name, tensor in runner(feeds).items():
             rows = np.moveaxis(tensor, 1, 0).reshape(tensor.shape[1], -1).astype(np.float64)
             spreads.setdefault(name, []).append(rows.var(axis=1))
-        seen += examples_in(feeds)
-        if seen >= SPREAD_EXAMPLES:
-            break
     variance = {name: float(np.mean(np.sum(found, axis=1))) for name, found in spreads.items()}
     return {node: variance[branch] / variance[total] for node, (branch, total) in sums.items() if variance[total] > 0}
 

@@ -4,7 +4,7 @@
    pieces are at work at a time, each run and read in a thread of its own (`in_lanes`).
 2. Neighbouring positions of an image tell nearly the same: POSITIONS_PER_COLUMN positions per column (and image)
    are read, at random places, but at least MIN_POSITIONS: a Gram matrix of K columns sees 50 K rows from 500 images.
-   Who needs fewer rows reads a share of those (`targets`), or no more than ROWS_PER_COLUMN of them from all of its
+   Who needs fewer rows reads a share of those (`targets`), or no more than ENOUGH_PER_COLUMN of them from all of its
    examples (`gram`).
 """
 
@@ -50,7 +50,7 @@ MAX_PIECE = 64
 POSITIONS_PER_COLUMN = 1 / 10
 MIN_POSITIONS = 20
 
-ROWS_PER_COLUMN = 50
+ENOUGH_PER_COLUMN = 50
 """Rows for each column from which a Gram matrix is as good as from more: with these of ResNet20's 2,000 images,
 refitted networks of half its multiply-accumulates diverged by 0.243, 0.227 and 0.184 on the selection set, and by
 0.243, 0.225 and 0.185 with up to four times as many (three seeds).
@@ -71,6 +71,16 @@ def pieces(graph: Graph, batches: Batches, taps: Sequence[str]) -> Iterator[Feed
             continue
         for start in range(0, counts.pop(), size):
             yield {name: value[start : start + size] for name, value in feeds.items()}
+
+
+def first_pieces(found: Iterable[Feeds], examples: int) -> Iterator[Feeds]:
+    """Of these pieces as many as it takes to have so many examples."""
+    seen = 0
+    for feeds in found:
+        yield feeds
+        seen += examples_in(feeds)
+        if seen >= examples:
+            return
 
 
 def piece_size(graph: Graph, taps: Sequence[str]) -> int:
@@ -166,7 +176,7 @@ def session_of(model: onnx.ModelProto) -> Any:
 def sample(count: int, columns: int, rng: np.random.Generator, share: float = 1.0, examples: int | None = None) -> Ints:
     """Which of `count` output positions to read for so many columns, in rising order: those of rule 2, or a share.
 
-    With `examples`, the number of all of them, no more than ROWS_PER_COLUMN need.
+    With `examples`, the number of all of them, no more than ENOUGH_PER_COLUMN need.
     """
     wanted = sampled(count, columns, share, examples)
     if wanted == count:
@@ -176,7 +186,7 @@ def sample(count: int, columns: int, rng: np.random.Generator, share: float = 1.
 
 def sampled(count: int, columns: int, share: float = 1.0, examples: int | None = None) -> int:
     """How many positions `sample` gives."""
-    each = POSITIONS_PER_COLUMN if not examples else min(POSITIONS_PER_COLUMN, ROWS_PER_COLUMN / examples)
+    each = POSITIONS_PER_COLUMN if not examples else min(POSITIONS_PER_COLUMN, ENOUGH_PER_COLUMN / examples)
     return min(count, math.ceil(max(MIN_POSITIONS, columns * each) * share))
 
 
