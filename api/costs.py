@@ -9,6 +9,8 @@ from onnx_netadapt.energy import EnergyModel
 from onnx_netadapt.network import Narrowing
 from onnx_netadapt.passes.search.common import Key, key_of
 from onnx_netadapt.profiler import (
+    LOWER_HALF,
+    MEDIAN,
     PATIENCE_SECONDS,
     Comparison,
     Feeds,
@@ -17,6 +19,7 @@ from onnx_netadapt.profiler import (
     Liveness,
     Memory,
     Reference,
+    Share,
     Target,
     measure_against,
     memory,
@@ -30,7 +33,7 @@ MEASURED = ("latency", "energy")
 @dataclass(frozen=True, slots=True)
 class Rounds:
     """How long a model is measured beside the original: in at most `most` rounds of so many seconds and runs, until the
-    ratio is `sure` (an error with 95%); an undisturbed moment is waited for `patience` seconds.
+    ratio of the statistic `share` is `sure` (an error with 95%). It waits `patience` seconds for undisturbed moments.
     """
 
     seconds: float
@@ -38,16 +41,20 @@ class Rounds:
     sure: float
     runs: int = 20
     patience: float = PATIENCE_SECONDS
+    share: Share = MEDIAN
 
-    def against(self, reference: Reference, run: Callable[[], object], target: Target) -> Comparison:
-        """The latency of `run`, and how many times that of `reference` it is."""
+    def against(
+        self, reference: Reference, run: Callable[[], object], target: Target, limit: float | None = None
+    ) -> Comparison:
+        """The latency of `run`, and how many times that of `reference` it is, or on which side of a limit that is."""
         return measure_against(
             reference, run, target,
             min_runs=self.runs, min_seconds=self.seconds, rounds=self.most, sure=self.sure, patience=self.patience,
+            share=self.share, limit=limit,
         )  # fmt: skip
 
 
-STEP = Rounds(0.04, 12, 0.03, runs=10)
+STEP = Rounds(0.04, 12, 0.03, runs=10, share=LOWER_HALF)
 """Networks of a search: measuring was half of the time of MobileNetV2 at 1%, which was seldom reached; the winner is
 measured at length anyway. Rounds of 0.1, 0.05 and 0.03 s took 0.70, 0.42 and 0.28 s on a busy machine (ResNet20 and
 narrower forms, waits included), with errors of 2.0, 2.1 and 1.4% (one standard deviation of 111), 96, 95 and 99% of
@@ -193,22 +200,24 @@ class NetworkCost:
         told = self._against_original(model, LONG)
         return told.ratio * self.start.median_ms
 
-    def _against_original(self, model: onnx.ModelProto, rounds: Rounds) -> Comparison:
-        return rounds.against(self.reference, runner(model, self.target, self.feeds), self.target)
+    def _against_original(self, model: onnx.ModelProto, rounds: Rounds, limit: float | None = None) -> Comparison:
+        return rounds.against(self.reference, runner(model, self.target, self.feeds), self.target, limit)
 
     def final(self, model: onnx.ModelProto, rounds: Rounds = LONG) -> Comparison:
         """The latency of a finished model beside the original's, in alternation."""
         rounds = rounds if "latency" in self.resources else ONCE
         return self._against_original(model, replace(rounds, most=1) if self.start.median_ms > SLOW_MS else rounds)
 
-    def at_length(self, widths: Mapping[str, int], *, relative: bool) -> dict[str, float]:
+    def at_length(self, widths: Mapping[str, int], limits: Mapping[str, float], *, relative: bool) -> dict[str, float]:
         """What is noisy of the costs, measured once more and for longer.
 
-        A latency whose budget is `relative` to the original's is told at the speed that the start was measured at.
+        A latency whose budget is `relative` to the original's is told at the speed that the start was measured at, and
+        measured until it is known on which side of its limit it is.
         """
         model, found = self.narrowing.build(widths), {}
         if "latency" in self.resources:
-            told = self._against_original(model, LONG)
+            limit = limits["latency"] / self.start.median_ms if relative and "latency" in limits else None
+            told = self._against_original(model, LONG, limit)
             found["latency"] = told.ratio * self.start.median_ms if relative else told.latency.median_ms
         if self.energy is not None:
             found["energy"] = self.energy.of(model).median_mj

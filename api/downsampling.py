@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx_netadapt.costs import STEP, Rounds
+from onnx_netadapt.costs import STEP
 from onnx_netadapt.evaluate import Evaluator
 from onnx_netadapt.finalists import EXAMPLES, ROWS, refitted, rescaler_of
 from onnx_netadapt.inputs import Feeds
@@ -50,9 +50,6 @@ multiply-accumulates scored -0.27 at 24x24 and at 26x26, and -0.24 on the whole 
 
 TRIES = 5
 """Networks that are measured to find one of the budget's cost."""
-
-ROUNDS = Rounds(STEP.seconds, STEP.most, 0.03)
-"""Ratios tell sizes apart, and nothing is promised by them."""
 
 CLOSE = 1.02
 """A network of so many times the budget is near enough to be judged by."""
@@ -202,7 +199,7 @@ class _Excess:
         if known is not None:
             return known.statistic_us
         run = runner(model, self._run.target, feeds)
-        found = ROUNDS.against(self._run.reference, run, self._run.target).ratio
+        found = STEP.against(self._run.reference, run, self._run.target).ratio
         if self._lut is not None:
             self._lut.add([Entry(key, {"type": "ratio"}, (found,))])
         return found

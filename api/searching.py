@@ -97,19 +97,20 @@ class Searcher:
             try:
                 result = self._search(lowered(self.limits, AIM), told, self.keywords, self.run.options.search)
             except BudgetError:
-                result = self._smallest(told.past)
-                if over(result.measured, lowered(self.limits, SURE)):
+                limits = lowered(self.limits, SURE)
+                result = self._smallest(told.past, limits)
+                if over(result.measured, limits):
                     if not self.run.options.best_effort:
                         raise
                     return result, False
             result = self._with_free_channels(result)
             return self.confirm(result, SURE) if confirmed else (result, True)
 
-    def _smallest(self, past: Sequence[Step]) -> SearchResult:
+    def _smallest(self, past: Sequence[Step], limits: Mapping[str, float]) -> SearchResult:
         """The smallest network, measured at length: one short measurement in a noisy moment must not end a run."""
         widths = least_widths(self.choices)
         result = SearchResult(widths, self.cost.measure(widths), tuple(past))
-        return replace(result, measured=self.at_length(result))
+        return replace(result, measured=self.at_length(result, limits))
 
     def _with_free_channels(self, result: SearchResult) -> SearchResult:
         """The result with what its target gives for nothing, if a measurement agrees that it costs nothing."""
@@ -135,7 +136,7 @@ class Searcher:
         """
         limits = lowered(self.limits, ceiling)
         for _ in range(CONFIRMATIONS):
-            measured = self.at_length(result)
+            measured = self.at_length(result, limits)
             excess = over(measured, limits)
             if not excess:
                 within = replace(result, measured=measured)
@@ -150,7 +151,7 @@ class Searcher:
         limits = lowered(self.limits, ceiling)
         for _ in range(CONFIRMATIONS):
             wider = self._wider(within, lowered(limits, AIM / SURE))
-            if wider is within or over(measured := self.at_length(wider), limits):
+            if wider is within or over(measured := self.at_length(wider, limits), limits):
                 return within
             within = replace(wider, measured=measured)
         return within
@@ -219,10 +220,10 @@ class Searcher:
             return result
         return replace(result, widths=more[-1].widths, measured=more[-1].measured, steps=(*result.steps, *more))
 
-    def at_length(self, result: SearchResult) -> dict[str, float]:
-        """The costs of a result, its latency and energy measured once more, and for longer."""
+    def at_length(self, result: SearchResult, limits: Mapping[str, float]) -> dict[str, float]:
+        """The costs of a result, its latency and energy measured until it is sure if they are within limits."""
         relative = "latency" in self.run.budgets and self.run.budgets["latency"].relative
-        return {**result.measured, **self.cost.at_length(result.widths, relative=relative)}
+        return {**result.measured, **self.cost.at_length(result.widths, limits, relative=relative)}
 
 
 def stays_above(missed: Mapping[str, tuple[float, float]]) -> BudgetError:

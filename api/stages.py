@@ -162,9 +162,9 @@ class SizedCost:
         """Measured costs."""
         return stage_at(self.stages, widths).cost.measure(groups_of(widths))
 
-    def at_length(self, widths: Groups, *, relative: bool) -> dict[str, float]:
+    def at_length(self, widths: Groups, limits: Mapping[str, float], *, relative: bool) -> dict[str, float]:
         """What is noisy, measured for longer."""
-        return stage_at(self.stages, widths).cost.at_length(groups_of(widths), relative=relative)
+        return stage_at(self.stages, widths).cost.at_length(groups_of(widths), limits, relative=relative)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,14 @@ from .pace import PATIENCE_SECONDS, SLOW
 from .staircase import Granularity, probe
 from .target import Target
 from .timing import (
+    LOWER_HALF,
+    MEDIAN,
     Clocks,
     Comparison,
     Feeds,
     Latency,
     Reference,
+    Share,
     measure,
     measure_against,
     measure_many,
@@ -25,6 +28,8 @@ from .trace import Trace, trace
 from .units import Attribution, Executed, attribute
 
 __all__ = [
+    "LOWER_HALF",
+    "MEDIAN",
     "PATIENCE_SECONDS",
     "SLOW",
     "Accuracy",
@@ -46,6 +51,7 @@ __all__ = [
     "Network",
     "Part",
     "Reference",
+    "Share",
     "Target",
     "Trace",
     "accuracy",

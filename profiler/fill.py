@@ -26,14 +26,14 @@ from .plan import Plan, network_entry
 from .staircase import Granularity, probe
 from .structure import Ran, ShapesOf, Widths, what_ran
 from .target import Target
-from .timing import NOISY, Comparison, Feeds, Reference, measure_against, runner
+from .timing import LOWER_HALF, NOISY, Comparison, Feeds, Reference, measure_against, runner
 from .trace import trace
 from .units import attribute
 
 _EARLY = 6  # variants after which a hopeless machine is given up, not at the end
 _WHOLE_RUNS = 15  # runs of a variant at least, so that networks of tens of milliseconds do not take minutes
 _WHOLE_SECONDS, _WHOLE_ROUNDS = 0.05, 6  # short rounds: a long one has to find a long undisturbed moment
-_WHOLE_SURE = 0.02  # what the fit makes of many of them is surer
+_WHOLE_SURE = 0.015  # what the fit makes of many of them is surer
 _HOPELESS = 0.20  # error of comparisons beyond which nothing is stored (at 0.05 a table was good to 1.4%)
 
 Build = Callable[[Widths], onnx.ModelProto]
@@ -225,6 +225,7 @@ def run_whole(target: Target, network: Network, widths: Widths, reference: Refer
     return measure_against(
         reference, run, target,
         min_runs=_WHOLE_RUNS, min_seconds=_WHOLE_SECONDS, rounds=_WHOLE_ROUNDS, sure=_WHOLE_SURE,
+        share=LOWER_HALF,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ Rules (they follow from measurements of ONNX Runtime on shared machines):
    bursts: those at most 1.15 times as slow as the fast ones of the same model (all, on a quiet machine).
 6. A comparison says how sure it is: what it would be of other bursts like these, drawn from them. While that spreads
    far, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
+   What is told to people is a ratio of medians; where networks are only told apart, one of LOWER_HALF is sure sooner.
 7. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
    quiet machine does a few times in a second.
 """
@@ -23,7 +24,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,13 @@ _DISTURBED = 0.10  # error of comparisons for which no undisturbed moment was fo
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
 """Relative error of a comparison from which it is called noisy."""
+
+Share = tuple[float, float]
+"""A statistic of runs: the mean of those between two shares of them in rising order (a quantile if they are equal)."""
+
+MEDIAN: Share = (0.5, 0.5)
+LOWER_HALF: Share = (0.0, 0.5)
+"""Half of the runs a comparison needs for the same error: what disturbs runs makes the slower half of them slower."""
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 
@@ -95,8 +102,8 @@ class Latency:
 class Comparison:
     """A latency, how many times the reference's it is, and the relative error of that (half of a 95% interval).
 
-    `reference` is the latency of the other one meanwhile; the ratio is that of the two medians. `disturbed` tells that
-    no undisturbed moment was found, which makes the error at least 10%.
+    `reference` is the latency of the other one meanwhile; the ratio is that of the two medians, or of another statistic
+    that was asked for. `disturbed` tells that no undisturbed moment was found, which makes the error at least 10%.
     """
 
     latency: Latency
@@ -109,6 +116,10 @@ class Comparison:
     def noisy(self) -> bool:
         """Whether the ratio is too uncertain to be called measured."""
         return self.error > NOISY
+
+    def clear_of(self, limit: float | None) -> bool:
+        """Whether it is known on which side of a limit the ratio is."""
+        return limit is not None and abs(self.ratio - limit) > self.error * self.ratio
 
 
 @dataclass(slots=True)
@@ -141,35 +152,43 @@ class Samples:
         self.switches += more.switches
 
     def bursts(self, clock: str) -> npt.NDArray[np.float64]:
-        """The median nanoseconds of every burst."""
+        """The nanoseconds of the runs of every burst, (bursts, runs)."""
         times = self.on(clock)
-        found: npt.NDArray[np.float64] = np.median(np.reshape(times[: len(times) // _BURST * _BURST], (-1, _BURST)), 1)
-        return found
+        return np.reshape(np.array(times[: len(times) // _BURST * _BURST], np.float64), (-1, _BURST))
 
     def middle(self, clock: str) -> float:
         """The median nanoseconds."""
         return float(np.median(self.on(clock)))
 
-    def spread(self, clock: str) -> npt.NDArray[np.float64]:
-        """What tells how far the measurement may be off: the bursts; of slow models, which have few, the runs."""
-        bursts = self.bursts(clock)
-        return bursts if len(bursts) >= _FEW else np.array(self.on(clock), np.float64)
-
     def undisturbed(self, clock: str) -> "Samples":
         """The samples of the undisturbed bursts (rule 5); switches, which are counted as a whole, in proportion."""
-        medians = self.bursts(clock)
-        places = np.flatnonzero(medians <= SLOW * _fast(medians))
+        places = np.flatnonzero(_undisturbed(self.bursts(clock)))
         cpu, wall = ([x for p in places for x in of[p * _BURST : (p + 1) * _BURST]] for of in (self.cpu, self.wall))
         return Samples(cpu, wall, round(self.switches * len(wall) / max(len(self.wall), 1)), sum(wall))
 
 
-def _fast(medians: npt.NDArray[np.float64]) -> Any:
-    """The nanoseconds of the fast bursts, of which a machine is seldom without: the mean of the fastest tenth.
+def _undisturbed(bursts: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which of some bursts (..., bursts, runs) are about as fast as the fast ones of them (rule 5).
 
-    Along the last axis.
+    Of those a machine is seldom without: their time is the mean of the fastest tenth's medians.
     """
+    medians = np.median(bursts, axis=-1)
     count = max(1, round(_FAST * medians.shape[-1]))
-    return np.sort(medians)[..., :count].mean(axis=-1)
+    fast = np.sort(medians)[..., :count].mean(axis=-1, keepdims=True)
+    found: npt.NDArray[np.bool_] = medians <= SLOW * fast
+    return found
+
+
+def statistic(bursts: npt.NDArray[np.float64], share: Share) -> npt.NDArray[np.float64]:
+    """What a statistic is of the runs of undisturbed bursts, of each set of bursts (..., bursts, runs)."""
+    kept = _undisturbed(bursts)
+    runs = np.sort(np.where(kept[..., None], bursts, np.inf).reshape(*kept.shape[:-1], -1))
+    count = np.count_nonzero(kept, axis=-1)[..., None] * bursts.shape[-1]
+    first, last = (np.floor(share[0] * (count - 1)), np.ceil(share[1] * (count - 1)))
+    place = np.arange(runs.shape[-1])
+    within = (first <= place) & (place <= last)
+    found: npt.NDArray[np.float64] = np.where(within, runs, 0.0).sum(axis=-1) / np.count_nonzero(within, axis=-1)
+    return np.maximum(found, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +272,16 @@ def measure_against(
     sure: float = _SURE,
     rounds: int = _ROUNDS,
     patience: float = PATIENCE_SECONDS,
+    share: Share = MEDIAN,
+    limit: float | None = None,
     clocks: Clocks | None = None,
 ) -> Comparison:
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 to 6).
 
-    It is measured in `rounds` of `min_runs` and `min_seconds` each until the ratio's error is at most `sure`; slow
-    models have fewer of them. An undisturbed moment is waited for `patience` seconds; without one the error has a part
-    that bursts do not show.
+    The ratio is that of the statistic `share`. It is measured in `rounds` of `min_runs` and `min_seconds` each until
+    its error is at most `sure`, or leaves no doubt on which side of `limit` the ratio is; slow models have fewer of
+    them. An undisturbed moment is waited for `patience` seconds; without one the error has a part that bursts do not
+    show.
     """
     clock, counted = clock_of(target), 0
     pair, new = (Samples(), Samples()), (Samples(), Samples())
@@ -271,29 +293,33 @@ def measure_against(
                 continue
             _extend(pair, new)
             new, counted = (Samples(), Samples()), counted + 1
-            found = _compared(*pair, clock)
+            found = _compared(*pair, clock, share)
             longest = _DISTURBED_SECONDS if watch.given_up else _LONGEST_SECONDS / 2
             tired = counted >= _ROUNDS and pair[1].spent_ns > longest * 1e9
-            if found.error <= sure or counted >= rounds or tired:
+            if found.error <= sure or found.clear_of(limit) or counted >= rounds or tired:
                 break
         disturbed = watch.given_up or reference.pace.disturbed
     return replace(found, error=math.hypot(found.error, _DISTURBED), disturbed=True) if disturbed else found
 
 
-def _compared(reference: Samples, other: Samples, clock: str) -> Comparison:
+def _compared(reference: Samples, other: Samples, clock: str, share: Share) -> Comparison:
     """The comparison of two models' undisturbed bursts; its error is 1.96 standard deviations of the bootstrap's."""
     before, after = (samples.undisturbed(clock).summary(clock) for samples in (reference, other))
-    spread = math.hypot(*(float(np.std(np.log(_resampled(samples.spread(clock))))) for samples in (reference, other)))
-    return Comparison(after, after.median_ms / max(before.median_ms, 1e-6), 1.96 * spread, before)
+    first, second = (samples.bursts(clock) for samples in (reference, other))
+    ratio = float(statistic(second, share) / statistic(first, share))
+    spread = math.hypot(*(float(np.std(np.log(_resampled(bursts, share)))) for bursts in (first, second)))
+    return Comparison(after, ratio, 1.96 * spread, before)
 
 
-def _resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The median of what is undisturbed of resamples, drawn with replacement (the bootstrap; Efron 1979)."""
-    drawn = np.sort(np.random.default_rng(0).choice(values, (_RESAMPLES, len(values))), axis=1)
-    kept = np.count_nonzero(drawn <= SLOW * _fast(drawn)[:, None], axis=1)
-    middle = np.stack([(kept - 1) // 2, kept // 2], axis=1)
-    found: npt.NDArray[np.float64] = np.maximum(np.take_along_axis(drawn, middle, axis=1).mean(axis=1), 1.0)
-    return found
+def _resampled(bursts: npt.NDArray[np.float64], share: Share) -> npt.NDArray[np.float64]:
+    """The statistic of resamples of bursts, drawn with replacement (the bootstrap; Efron 1979).
+
+    Of slow models, which have few bursts, runs are drawn.
+    """
+    if len(bursts) < _FEW:
+        bursts = bursts.reshape(-1, 1)
+    drawn = np.random.default_rng(0).integers(len(bursts), size=(_RESAMPLES, len(bursts)))
+    return statistic(bursts[drawn], share)
 
 
 def runner(model: Model, target: Target, feeds: Feeds) -> Callable[[], object]:

@@ -79,7 +79,7 @@ class Dear:
     def arithmetic(self, widths):
         return self.bench.cost.arithmetic(widths)
 
-    def at_length(self, widths, *, relative):
+    def at_length(self, widths, limits, *, relative):
         return {}
 
 
@@ -136,7 +136,7 @@ def test_what_is_over_the_budget_by_a_little_is_narrowed_and_judged_again(bench,
 class DearAtLength(Dear):
     """Whatever is measured for longer turns out to be over the budget."""
 
-    def at_length(self, widths, *, relative):
+    def at_length(self, widths, limits, *, relative):
         return {name: 1.5 * value for name, value in self.bench.cost.measure(self.bench.narrowing.full).items()}
 
 

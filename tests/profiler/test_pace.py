@@ -1,6 +1,7 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 from onnx_netadapt.profiler import Target
 from onnx_netadapt.profiler import pace as pace_module
@@ -38,6 +39,16 @@ def test_the_first_burst_counts_and_a_faster_one_corrects_it() -> None:
     assert pace.keeps(150.0)
     assert all(pace.keeps(100.0) for _ in range(3))
     assert not pace.keeps(150.0)
+    assert not pace.disturbed
+
+
+def test_what_varies_by_itself_keeps_the_pace_however_long_it_is_watched() -> None:
+    """The fastest bursts of many are exceptions: measured by them, most of the others would be disturbed."""
+    pace, rng = Pace(), np.random.default_rng(0)
+    kept = [pace.keeps(ns) for ns in 100.0 * (1 + 0.05 * rng.standard_normal(3000))]
+    assert np.mean(kept[-1000:]) > 0.8
+    disturbed = [pace.keeps(ns) for ns in 150.0 * (1 + 0.05 * rng.standard_normal(1000))]
+    assert np.mean(disturbed) < 0.05
     assert not pace.disturbed
 
 

@@ -7,6 +7,8 @@ import pytest
 from mobile_net import MobileNet
 from onnx_netadapt.ir.errors import ProfileError, TargetError
 from onnx_netadapt.profiler import (
+    LOWER_HALF,
+    MEDIAN,
     Clocks,
     Latency,
     Reference,
@@ -17,7 +19,7 @@ from onnx_netadapt.profiler import (
     measure_reference,
 )
 from onnx_netadapt.profiler.pace import Pace, Processors
-from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect
+from onnx_netadapt.profiler.timing import Comparison, Samples, clock_of, collect, statistic
 from onnx_netadapt.profiler.trace import Beside
 
 
@@ -147,6 +149,45 @@ def test_a_comparison_goes_on_while_it_is_unsure_and_tells_its_error() -> None:
     assert not quiet.noisy
     assert noisy.noisy
     assert abs(noisy.ratio - 1) < 2 * noisy.error  # what it says about itself is true
+
+
+def test_statistics_of_known_runs() -> None:
+    bursts = np.array([[1.0, 2.0, 3.0, 4.0, 5.0], [3.0, 2.0, 3.0, 4.0, 6.0], [30.0, 20.0, 30.0, 40.0, 60.0]]) * 1e6
+    assert statistic(bursts, MEDIAN) == 3e6  # of the first two bursts: the third was disturbed
+    assert statistic(bursts, LOWER_HALF) == pytest.approx(np.mean([1, 2, 2, 3, 3, 3]) * 1e6)
+    assert statistic(np.stack([bursts, 2 * bursts]), LOWER_HALF) == pytest.approx(np.array([14e6, 28e6]) / 6)
+
+
+def _noisy(machine: FakeMachine, seed: int, ratio: float = 0.7) -> list[Callable[[], object]]:
+    """Two models whose runs are disturbed one by one, as a busy core does: never faster, often slower."""
+    rng = np.random.default_rng(seed)
+    return [
+        machine.model(name, lambda ms=ms: ms * 1e6 * (1 + rng.exponential(0.08)))
+        for name, ms in zip("ab", (1, ratio), strict=True)
+    ]
+
+
+def test_the_lower_half_of_the_runs_is_sure_sooner_than_the_median() -> None:
+    runs, ratios = {}, {}
+    for share in (MEDIAN, LOWER_HALF):
+        machines = [FakeMachine() for _ in range(20)]
+        found = [
+            machine.compare(*_noisy(machine, seed), min_runs=10, min_seconds=0, rounds=50, sure=0.02, share=share)
+            for seed, machine in enumerate(machines)
+        ]
+        runs[share] = sum(one.latency.runs for one in found)
+        ratios[share] = np.array([one.ratio for one in found])
+        assert all(one.error <= 0.02 for one in found)
+    assert runs[LOWER_HALF] < 0.7 * runs[MEDIAN]
+    assert np.abs(ratios[LOWER_HALF] / 0.7 - 1).mean() <= 1.1 * np.abs(ratios[MEDIAN] / 0.7 - 1).mean()
+
+
+@pytest.mark.parametrize(("limit", "ends"), [(0.9, True), (0.5, True), (0.7, False), (None, False)])
+def test_a_comparison_ends_when_it_is_clear_of_its_limit(limit: float | None, ends: bool) -> None:
+    machine = FakeMachine()
+    found = machine.compare(*_noisy(machine, 0), min_runs=10, min_seconds=0, rounds=8, sure=0.0, limit=limit)
+    assert (found.latency.runs < 30) == ends
+    assert limit is None or found.clear_of(limit) == ends
 
 
 def test_a_single_burst_is_not_called_sure() -> None:
