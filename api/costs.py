@@ -58,7 +58,7 @@ STEP = Rounds(0.04, 12, 0.03, runs=10, share=LOWER_HALF)
 """Networks of a search: measuring was half of the time of MobileNetV2 at 1%, which was seldom reached; the winner is
 measured at length anyway. Rounds of 0.1, 0.05 and 0.03 s took 0.70, 0.42 and 0.28 s on a busy machine (ResNet20 and
 narrower forms, waits included), with errors of 2.0, 2.1 and 1.4% (one standard deviation of 111), 96, 95 and 99% of
-them within what was told. Slow models have so many runs in a round.
+them within what was told (of medians; decision 0034 has the lower half). Slow models have so many runs in a round.
 """
 
 LONG = Rounds(0.05, 24, 0.01, patience=6.0)
@@ -197,7 +197,7 @@ class NetworkCost:
         """At full width, which limits and all estimates refer to: the start, or at another input size a long one."""
         if self.own_size:
             return self.start.median_ms
-        told = self._against_original(model, LONG)
+        told = self._against_original(model, replace(LONG, share=STEP.share))  # as what is compared with it
         return told.ratio * self.start.median_ms
 
     def _against_original(self, model: onnx.ModelProto, rounds: Rounds, limit: float | None = None) -> Comparison:

@@ -221,7 +221,7 @@ class Searcher:
         return replace(result, widths=more[-1].widths, measured=more[-1].measured, steps=(*result.steps, *more))
 
     def at_length(self, result: SearchResult, limits: Mapping[str, float]) -> dict[str, float]:
-        """The costs of a result, its latency and energy measured until it is sure if they are within limits."""
+        """The costs of a result, its energy and latency measured once more: for longer, or until clear of its limit."""
         relative = "latency" in self.run.budgets and self.run.budgets["latency"].relative
         return {**result.measured, **self.cost.at_length(result.widths, limits, relative=relative)}
 

@@ -30,7 +30,7 @@ _FREAKS = 2
 _FIRST = 10
 """Bursts among which three undisturbed ones are expected."""
 
-_FAST = 0.05
+_FAST_SHARE = 0.05
 """The burst that is slower than this share of all is a fast one: it is the median of the fastest tenth. The third
 fastest of all becomes an exception in time: of 3,387 bursts of ResNet20 on an Intel Xeon VM that took 0.55 ms, 5% took
 less than 0.63, half less than 0.69, so that of the last 1,000 pairs in a row 56% were left out, though nothing had
@@ -57,10 +57,10 @@ class Pace:
 
     @property
     def fast_ns(self) -> float:
-        """Nanoseconds of its fast bursts (_FAST) since the machine was last found slower; of few bursts the fastest."""
+        """Nanoseconds of its fast bursts since the machine was last found slower (_FAST_SHARE); of few the fastest."""
         if not self._bursts:
             return float("inf")
-        place = int(_FAST * len(self._bursts))
+        place = int(_FAST_SHARE * len(self._bursts))
         return self._bursts[max(place, _FREAKS) if len(self._bursts) >= _FIRST else 0]
 
     def keeps(self, ns: float) -> bool:

@@ -59,7 +59,7 @@ _CHOICES = {
 }
 _ATTRIBUTES = (*_BOOLEANS, *_CHOICES, "inter_op_num_threads")
 """Attributes of SessionOptions that may be set; all other session options are entries whose names have a dot."""
-_METHOD = 2  # of how times are measured and stored: tables of another one do not mix
+_METHOD = 3  # of how times are measured and stored: tables of another one do not mix
 _SILENT = 4  # errors come as exceptions; printing them as well would break progress lines
 _EXAMPLE = "write for example 'cpu', 'cpu:threads=4' or 'openvino:device_type=CPU,threads=2'"
 

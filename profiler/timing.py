@@ -14,7 +14,8 @@ Rules (they follow from measurements of ONNX Runtime on shared machines):
    bursts: those at most 1.15 times as slow as the fast ones of the same model (all, on a quiet machine).
 6. A comparison says how sure it is: what it would be of other bursts like these, drawn from them. While that spreads
    far, more bursts are run; what is left of it is told, and whoever asked decides whether it is still a measurement.
-   What is told to people is a ratio of medians; where networks are only told apart, one of LOWER_HALF is sure sooner.
+   What decides about a budget is a ratio of medians; where networks are only told apart, one of LOWER_HALF is sure
+   sooner.
 7. A neighbour on all cores shows in the times that the system took the processor away (involuntary switches), which a
    quiet machine does a few times in a second.
 """
@@ -39,8 +40,10 @@ _DISTURBED_SECONDS = 0.5  # enough where no undisturbed moment came: more rounds
 _ROUNDS = 3  # times that a comparison is measured at most, unless more is asked for
 _FAST = 0.1  # share of the bursts that are the fast ones
 _TRIED = 2  # processors on which a reference is measured by itself
-_FEW = 4  # bursts of which fewer do not tell how far they spread
+_FEW = 4  # bursts of which fewer do not tell how far they spread,
+_FEW_SECONDS = 0.25  # and are not enough, except of models that are so slow
 _RESAMPLES = 100  # by which a comparison finds out how sure it is
+_DRAWN = 250  # bursts of a resample at most; of more the error follows by its square root
 _DISTURBED = 0.10  # error of comparisons for which no undisturbed moment was found
 _SWITCHES = 40.0  # involuntary switches in a second from which the machine is called busy
 NOISY = 0.03
@@ -51,7 +54,9 @@ Share = tuple[float, float]
 
 MEDIAN: Share = (0.5, 0.5)
 LOWER_HALF: Share = (0.0, 0.5)
-"""Half of the runs a comparison needs for the same error: what disturbs runs makes the slower half of them slower."""
+"""What disturbs runs makes the slower half of them slower: for the same error a comparison needs half to two thirds as
+many runs of it.
+"""
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 
@@ -119,7 +124,7 @@ class Comparison:
 
     def clear_of(self, limit: float | None) -> bool:
         """Whether it is known on which side of a limit the ratio is."""
-        return limit is not None and abs(self.ratio - limit) > self.error * self.ratio
+        return limit is not None and not self.noisy and abs(self.ratio - limit) > self.error * self.ratio
 
 
 @dataclass(slots=True)
@@ -155,6 +160,11 @@ class Samples:
         """The nanoseconds of the runs of every burst, (bursts, runs)."""
         times = self.on(clock)
         return np.reshape(np.array(times[: len(times) // _BURST * _BURST], np.float64), (-1, _BURST))
+
+    @property
+    def tell(self) -> bool:
+        """Whether there are bursts enough to tell how far they spread."""
+        return len(self.wall) >= _FEW * _BURST or self.spent_ns >= _FEW_SECONDS * 1e9
 
     def middle(self, clock: str) -> float:
         """The median nanoseconds."""
@@ -279,9 +289,9 @@ def measure_against(
     """The latency of `run` and how many times that of `reference` it is, from alternating bursts (rules 4 to 6).
 
     The ratio is that of the statistic `share`. It is measured in `rounds` of `min_runs` and `min_seconds` each until
-    its error is at most `sure`, or leaves no doubt on which side of `limit` the ratio is; slow models have fewer of
-    them. An undisturbed moment is waited for `patience` seconds; without one the error has a part that bursts do not
-    show.
+    its error is at most `sure`, or at most NOISY and leaves no doubt on which side of `limit` the ratio is; slow models
+    have fewer of them. An undisturbed moment is waited for `patience` seconds; without one the error has a part that
+    bursts do not show.
     """
     clock, counted = clock_of(target), 0
     pair, new = (Samples(), Samples()), (Samples(), Samples())
@@ -294,11 +304,13 @@ def measure_against(
             _extend(pair, new)
             new, counted = (Samples(), Samples()), counted + 1
             found = _compared(*pair, clock, share)
+            disturbed = watch.given_up or reference.pace.disturbed
             longest = _DISTURBED_SECONDS if watch.given_up else _LONGEST_SECONDS / 2
             tired = counted >= _ROUNDS and pair[1].spent_ns > longest * 1e9
-            if found.error <= sure or found.clear_of(limit) or counted >= rounds or tired:
+            known = found.error <= sure and pair[1].tell
+            clear = counted >= _ROUNDS and not disturbed and found.clear_of(limit)
+            if known or clear or counted >= rounds or tired:
                 break
-        disturbed = watch.given_up or reference.pace.disturbed
     return replace(found, error=math.hypot(found.error, _DISTURBED), disturbed=True) if disturbed else found
 
 
@@ -307,19 +319,20 @@ def _compared(reference: Samples, other: Samples, clock: str, share: Share) -> C
     before, after = (samples.undisturbed(clock).summary(clock) for samples in (reference, other))
     first, second = (samples.bursts(clock) for samples in (reference, other))
     ratio = float(statistic(second, share) / statistic(first, share))
-    spread = math.hypot(*(float(np.std(np.log(_resampled(bursts, share)))) for bursts in (first, second)))
-    return Comparison(after, ratio, 1.96 * spread, before)
+    return Comparison(after, ratio, 1.96 * math.hypot(_deviation(first, share), _deviation(second, share)), before)
 
 
-def _resampled(bursts: npt.NDArray[np.float64], share: Share) -> npt.NDArray[np.float64]:
-    """The statistic of resamples of bursts, drawn with replacement (the bootstrap; Efron 1979).
+def _deviation(bursts: npt.NDArray[np.float64], share: Share) -> float:
+    """The relative standard deviation of a statistic over resamples, drawn with replacement (bootstrap; Efron 1979).
 
-    Of slow models, which have few bursts, runs are drawn.
+    Bursts are drawn; of slow models, which have few of them, runs.
     """
     if len(bursts) < _FEW:
         bursts = bursts.reshape(-1, 1)
-    drawn = np.random.default_rng(0).integers(len(bursts), size=(_RESAMPLES, len(bursts)))
-    return statistic(bursts[drawn], share)
+    count = min(len(bursts), _DRAWN)
+    drawn = np.random.default_rng(0).integers(len(bursts), size=(_RESAMPLES, count))
+    found = float(np.std(np.log(statistic(bursts[drawn], share))))
+    return found * math.sqrt(count / len(bursts))
 
 
 def runner(model: Model, target: Target, feeds: Feeds) -> Callable[[], object]:

@@ -11,7 +11,7 @@ from onnx_netadapt.costs import AGAIN, LONG, ONCE, SLOW_MS, NetworkCost
 from onnx_netadapt.ir.errors import BudgetError
 from onnx_netadapt.passes.search import SearchResult
 from onnx_netadapt.pipeline import LOWER, _measured, _measured_warnings, _within
-from onnx_netadapt.profiler import Comparison, Latency
+from onnx_netadapt.profiler import LOWER_HALF, MEDIAN, Comparison, Latency
 
 
 def told(before_ms, after_ms, ratio=None):
@@ -83,6 +83,22 @@ def test_the_last_measurement_has_rounds_and_one_of_a_slow_model(monkeypatch, re
     cost.final(None, AGAIN)
     assert (asked["rounds"], asked["min_seconds"], asked["sure"]) == (rounds.most, rounds.seconds, rounds.sure)
     assert (asked["min_runs"], asked["patience"]) == (rounds.runs, rounds.patience)
+
+
+def test_a_winner_is_measured_until_it_is_clear_of_its_limit_and_a_network_by_its_faster_half(monkeypatch):
+    asked = []
+    monkeypatch.setattr(costs, "runner", lambda *_: None)
+    monkeypatch.setattr(costs, "measure_against", lambda *_, **given: asked.append(given) or told(10.0, 4.9))
+    cost = object.__new__(NetworkCost)
+    cost.start, cost.target, cost.feeds, cost.energy, cost.latency = told(10.0, 10.0).reference, None, None, None, None
+    cost.reference, cost.resources, cost._known = None, ("latency",), {}
+    cost.narrowing = SimpleNamespace(full={"a": 9}, build=lambda widths: None)
+    assert cost.at_length({"a": 4}, {"latency": 4.9}, relative=True) == {"latency": pytest.approx(4.9)}
+    cost.at_length({"a": 4}, {"latency": 4.9}, relative=False)
+    cost.measure({"a": 4})
+    cost.final(None)
+    assert [given["limit"] for given in asked] == [pytest.approx(0.49), None, None, None]
+    assert [given["share"] for given in asked] == [MEDIAN, MEDIAN, LOWER_HALF, MEDIAN]
 
 
 class Found:

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from onnx_netadapt.profiler import (
     Clocks,
     Latency,
     Reference,
+    Share,
     Target,
     measure,
     measure_against,
@@ -185,9 +187,43 @@ def test_the_lower_half_of_the_runs_is_sure_sooner_than_the_median() -> None:
 @pytest.mark.parametrize(("limit", "ends"), [(0.9, True), (0.5, True), (0.7, False), (None, False)])
 def test_a_comparison_ends_when_it_is_clear_of_its_limit(limit: float | None, ends: bool) -> None:
     machine = FakeMachine()
-    found = machine.compare(*_noisy(machine, 0), min_runs=10, min_seconds=0, rounds=8, sure=0.0, limit=limit)
-    assert (found.latency.runs < 30) == ends
+    found = machine.compare(*_noisy(machine, 0), min_runs=20, min_seconds=0, rounds=12, sure=0.0, limit=limit)
+    assert (found.latency.runs <= 120) == ends
     assert limit is None or found.clear_of(limit) == ends
+
+
+def test_a_disturbed_comparison_is_not_clear_of_a_limit() -> None:
+    """Its ratio may be off by what no burst shows."""
+    machine, rng = FakeMachine(), np.random.default_rng(0)
+    hit = lambda: 1.0 if machine.wall < 0.3e9 else 1.5 + 0.02 * rng.standard_normal()  # noqa: E731
+    reference = Reference(machine.model("a", lambda: 1e6 * hit()))
+    run = machine.model("b", lambda: 0.7e6 * hit())
+    asked = {"min_runs": 20, "min_seconds": 0, "rounds": 8, "sure": 0.0, "limit": 0.6, "clocks": machine.clocks}
+    quiet = measure_against(reference, run, Target(), **asked)  # type: ignore[arg-type]
+    machine.wall = int(1e9)
+    beside = measure_against(reference, run, Target(), patience=0.1, **asked)  # type: ignore[arg-type]
+    assert (quiet.disturbed, beside.disturbed) == (False, True)
+    assert quiet.latency.runs < 80 < beside.latency.runs
+    assert quiet.clear_of(0.6)
+    assert not beside.clear_of(0.6)
+
+
+@pytest.mark.parametrize("ms", [0.5, 5.0])
+@pytest.mark.parametrize("share", [MEDIAN, LOWER_HALF])
+def test_the_error_that_is_told_is_true_where_whole_bursts_are_slower(ms: float, share: Share) -> None:
+    within = []
+    for seed in range(60):
+        machine, rng = FakeMachine(), np.random.default_rng(seed)
+        slower: dict[int, float] = {}
+
+        def took(ms: float, machine: FakeMachine = machine, rng: Any = rng, slower: Any = slower) -> float:
+            burst = slower.setdefault(len(machine.calls) // 6, rng.exponential(0.04))
+            return ms * 1e6 * (1 + burst + rng.exponential(0.04))
+
+        runs = [machine.model("a", lambda took=took: took(ms)), machine.model("b", lambda took=took: took(0.7 * ms))]
+        found = machine.compare(*runs, min_runs=10, min_seconds=0.04, rounds=12, sure=0.03, share=share)
+        within.append(abs(found.ratio / 0.7 - 1) <= found.error)
+    assert np.mean(within) > 0.8
 
 
 def test_a_single_burst_is_not_called_sure() -> None:
