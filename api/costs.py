@@ -216,7 +216,7 @@ class NetworkCost:
         """
         model, found = self.narrowing.build(widths), {}
         if "latency" in self.resources:
-            limit = limits["latency"] / self.start.median_ms if relative and "latency" in limits else None
+            limit = limits["latency"] / self.start.median_ms if relative else None
             told = self._against_original(model, LONG, limit)
             found["latency"] = told.ratio * self.start.median_ms if relative else told.latency.median_ms
         if self.energy is not None:
